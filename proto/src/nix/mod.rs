@@ -1,0 +1,1 @@
+//! The formats of Nix: base32, store paths, NARs, narinfos, signatures, cache info.
