@@ -8,10 +8,14 @@
 //! a peer may answer a CIDv1 want with a CIDv0 block of the same bytes and the reverse.
 
 use bytes::Bytes;
-use cid::{Cid, Version};
+use cid::{CidGeneric, Version};
 use multihash::Multihash;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
+
+/// A content identifier. It has room for a digest of [`MAX_IDENTITY`] bytes, which every implementation
+/// must accept; the `cid` crate's own `Cid` ends at 64.
+pub type Cid = CidGeneric<MAX_IDENTITY>;
 
 /// Largest block in bytes that travels over bitswap (IPFS bitswap spec).
 pub const MAX_BLOCK: usize = 2 << 20;
@@ -51,8 +55,8 @@ impl Digest {
 
     /// The multihash of this digest.
     #[must_use]
-    pub fn multihash(&self) -> Multihash<64> {
-        Multihash::wrap(SHA2_256, &self.0).expect("32 bytes fit in 64")
+    pub fn multihash(&self) -> Multihash<MAX_IDENTITY> {
+        Multihash::wrap(SHA2_256, &self.0).expect("32 bytes fit in 128")
     }
 
     /// A CIDv1 with the `raw` codec.
@@ -224,22 +228,43 @@ impl fmt::Debug for Block {
 /// # Errors
 /// [`CidError`].
 pub fn parse_cid(text: &str) -> Result<Cid, CidError> {
-    let malformed = |why: &str| CidError::Malformed(why.to_owned());
-    let cid = Cid::try_from(text).map_err(|e| CidError::Malformed(e.to_string()))?;
-    // The cid crate is lenient: it takes an IPFS path for a CID, a multibase prefix before a CIDv0,
-    // and bytes after the end. A CID has one meaning here.
-    if text.contains('/') {
-        return Err(malformed("a path is not a CID"));
+    // Eight characters a byte is base2; anything longer is not worth decoding.
+    if text.len() > 1 + 8 * MAX_CID {
+        return Err(CidError::TooLong(text.len()));
     }
-    if cid.version() == Version::V0 && !(text.len() == 46 && text.starts_with("Qm")) {
-        return Err(malformed("a CIDv0 has no multibase prefix"));
+    // Leaves out multibase's identity (binary behind a NUL) and its emoji.
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(CidError::Malformed("a character that is not in any base".to_owned()));
     }
-    if cid.version() == Version::V1 {
-        let (_, bytes) = cid::multibase::decode(text).map_err(|e| CidError::Malformed(e.to_string()))?;
-        if bytes != cid.to_bytes() {
-            return Err(malformed("bytes after the end, or a number that is not minimal"));
-        }
+    let bytes = if text.len() == 46 && text.starts_with("Qm") {
+        cid::multibase::Base::Base58Btc.decode(text)
+    } else {
+        cid::multibase::decode(text).map(|(_, bytes)| bytes)
+    };
+    let bytes = bytes.map_err(|e| CidError::Malformed(e.to_string()))?;
+    let cid = read_cid(&bytes)?;
+    if cid.version() == Version::V0 && !text.starts_with("Qm") {
+        return Err(CidError::Malformed("a CIDv0 has no multibase prefix".to_owned()));
     }
-    check_cid(&cid)?;
     Ok(cid)
 }
+
+/// Reads a CID from all of `bytes` and checks it as [`check_cid`] does. Numbers must be minimal.
+///
+/// # Errors
+/// [`CidError`].
+pub fn read_cid(bytes: &[u8]) -> Result<Cid, CidError> {
+    if bytes.len() > MAX_CID {
+        return Err(CidError::TooLong(bytes.len()));
+    }
+    let cid = Cid::try_from(bytes).map_err(|e| CidError::Malformed(e.to_string()))?;
+    check_cid(&cid)?;
+    // The cid crate ignores bytes after the end.
+    if cid.to_bytes() != bytes {
+        return Err(CidError::Malformed("bytes after the end, or a number that is not minimal".to_owned()));
+    }
+    Ok(cid)
+}
+
+#[cfg(test)]
+mod tests;

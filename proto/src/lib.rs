@@ -13,5 +13,7 @@ pub mod bitswap;
 pub mod block;
 pub mod dag;
 pub mod nix;
+#[cfg(test)]
+mod vectors;
 
-pub use cid::Cid;
+pub use block::Cid;

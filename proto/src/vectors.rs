@@ -1,0 +1,29 @@
+//! Vector sets for tests, read in place from the directory that `NIPFS_VECTORS` names.
+
+use std::path::PathBuf;
+
+/// The bytes of the vector file `name`; `None`, and a line saying so, when `NIPFS_VECTORS` is not set.
+///
+/// # Panics
+/// When it is set and the file cannot be read: a set that is there must be whole.
+pub(crate) fn bytes(name: &str) -> Option<Vec<u8>> {
+    let Some(root) = std::env::var_os("NIPFS_VECTORS") else {
+        println!("skipped: NIPFS_VECTORS is not set");
+        return None;
+    };
+    let path = PathBuf::from(root).join(name);
+    Some(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
+/// The vector file `name` as JSON; `None` as in [`bytes`].
+pub(crate) fn json(name: &str) -> Option<serde_json::Value> {
+    bytes(name).map(|bytes| serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{name}: {e}")))
+}
+
+/// The bytes that `hex` writes.
+pub(crate) fn from_hex(hex: &str) -> Vec<u8> {
+    hex.as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hex"))
+        .collect()
+}
