@@ -1,1 +1,4 @@
 //! The formats of Nix: base32, store paths, NARs, narinfos, signatures, cache info.
+
+pub mod base32;
+pub mod store_path;
