@@ -11,4 +11,7 @@
 //! and keys and writes outputs with its own rights; the node gets NAR bytes, never path names of
 //! somebody's files (DESIGN invariant 13).
 
+pub mod address;
+pub mod client;
+pub mod frame;
 pub mod protocol;
