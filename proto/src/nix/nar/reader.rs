@@ -118,7 +118,7 @@ enum Found<'i> {
 /// let mut reader = Reader::new();
 /// for mut piece in pieces.iter().copied() {
 ///     while let Some(event) = reader.next_event(&mut piece)? {
-///         println!("{event:?} at byte {}", reader.offset());
+///         println!("{event:?}");
 ///     }
 /// }
 /// reader.finish()
