@@ -80,7 +80,9 @@ impl Client {
         };
         match connected {
             Ok(stream) => Ok(Some(Self::over(stream))),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
             Err(source) => Err(ClientError::Connect { state: state.to_owned(), source }),
         }
     }
@@ -88,10 +90,7 @@ impl Client {
     /// Speaks over a stream whose other end is a node.
     pub fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
         let (input, output) = tokio::io::split(stream);
-        Self {
-            input: FramedRead::new(Box::new(input), Codec),
-            output: FramedWrite::new(Box::new(output), Codec),
-        }
+        Self { input: FramedRead::new(Box::new(input), Codec), output: FramedWrite::new(Box::new(output), Codec) }
     }
 
     /// Asks. The exchange that comes back must be read to its end before the next request.

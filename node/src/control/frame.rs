@@ -92,16 +92,8 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
-        Self::Request,
-        Self::Data,
-        Self::End,
-        Self::Report,
-        Self::Item,
-        Self::Restart,
-        Self::Done,
-        Self::Failed,
-    ];
+    const ALL: [Self; 8] =
+        [Self::Request, Self::Data, Self::End, Self::Report, Self::Item, Self::Restart, Self::Done, Self::Failed];
 
     fn of(byte: u8) -> Result<Self, FrameError> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte).ok_or(FrameError::Kind(byte))
