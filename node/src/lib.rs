@@ -1,3 +1,4 @@
 //! x
 
 pub mod control;
+pub mod network;

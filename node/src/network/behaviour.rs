@@ -1,0 +1,370 @@
+//! Bitswap as a libp2p behaviour: feeds the client and server machines with what connections report,
+//! and does what they ask for.
+//!
+//! All connections to a peer are one peer to the machines. A message goes over the oldest connection
+//! and is kept until that one reports it sent; should the connection close first, it goes over
+//! another. So a simultaneous dial, or one connection of two that breaks, loses nothing, and the
+//! machines hear of a disconnect only when the last connection is gone.
+//!
+//! Nothing here hashes or touches the store; `poll` does only bookkeeping.
+
+use super::handler::{Arrived, FromHandler, Handler, Lane, ToHandler};
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
+use libp2p::swarm::{
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId};
+use nipfs_proto::Cid;
+use nipfs_proto::bitswap::client::{self, Client, SessionId};
+use nipfs_proto::bitswap::message::Message;
+use nipfs_proto::bitswap::server::{self, Load, LoadId, Loaded, Server};
+use nipfs_proto::block::Block;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::{Sleep, sleep};
+
+/// Messages that may wait at one connection. The machines keep to far fewer; a peer that makes them
+/// go beyond is cut off.
+const MAX_UNSENT: usize = 1024;
+/// The machines' clock is looked at no more often than this.
+const TICK: Duration = Duration::from_millis(1);
+
+/// What the network task has to do.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Hand over a wanted block.
+    Deliver { session: SessionId, peer: PeerId, block: Block },
+    /// Say that a block cannot be had.
+    Missing { session: SessionId, cid: Cid },
+    /// Read from the store.
+    Load(Load<PeerId>),
+}
+
+/// Bytes of bitswap messages exchanged with a peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic {
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    /// Oldest first, never empty.
+    connections: Vec<Connection>,
+    traffic: Traffic,
+    /// It does not speak bitswap; the machines do not know it.
+    unsupported: bool,
+    /// Its misbehaviour, or silence, is in the log.
+    named: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    id: ConnectionId,
+    addr: Multiaddr,
+    /// Given to the handler and not reported sent, for each [`Lane`] in order.
+    unsent: [VecDeque<Arc<Message>>; 2],
+}
+
+impl Connection {
+    fn is_drained(&self) -> bool {
+        self.unsent.iter().all(VecDeque::is_empty)
+    }
+}
+
+/// The behaviour.
+#[derive(Debug)]
+pub(super) struct Behaviour {
+    client: Client<PeerId>,
+    server: Server<PeerId>,
+    peers: HashMap<PeerId, Peer>,
+    /// Peers whose connections shall not idle out.
+    kept: HashSet<PeerId>,
+    /// Drained before anything is asked of the machines: as long as one event's consequences.
+    events: VecDeque<ToSwarm<Event, ToHandler>>,
+    wake: Pin<Box<Sleep>>,
+    ticked: Instant,
+    stopped: bool,
+}
+
+impl Behaviour {
+    /// Needs a tokio runtime.
+    pub(super) fn new() -> Self {
+        Self {
+            client: Client::new(),
+            server: Server::new(),
+            peers: HashMap::new(),
+            kept: HashSet::new(),
+            events: VecDeque::new(),
+            wake: Box::pin(sleep(Duration::ZERO)),
+            ticked: Instant::now(),
+            stopped: false,
+        }
+    }
+
+    pub(super) fn open(&mut self, session: SessionId, peers: &[PeerId]) {
+        self.client.open(session, peers);
+    }
+
+    pub(super) fn want(&mut self, session: SessionId, cid: Cid) {
+        self.client.want(session, cid, Instant::now());
+    }
+
+    pub(super) fn cancel(&mut self, session: SessionId, cid: &Cid) {
+        self.client.cancel(session, cid);
+    }
+
+    pub(super) fn close(&mut self, session: SessionId) {
+        self.client.close(session);
+    }
+
+    pub(super) fn stored(&mut self, cids: &[Cid]) {
+        self.server.stored(cids);
+    }
+
+    pub(super) fn loaded(&mut self, id: LoadId, loaded: Vec<Loaded>) {
+        self.server.loaded(id, loaded);
+    }
+
+    /// Keeps the peer's connections open however idle they are, or no longer.
+    pub(super) fn keep(&mut self, peer: PeerId, keep: bool) {
+        let changed = if keep { self.kept.insert(peer) } else { self.kept.remove(&peer) };
+        for connection in self.peers.get(&peer).filter(|_| changed).iter().flat_map(|peer| &peer.connections) {
+            let handler = NotifyHandler::One(connection.id);
+            self.events.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: ToHandler::Keep(keep) });
+        }
+    }
+
+    /// The connected peers, with the remote address of their oldest connections.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (PeerId, &Multiaddr, Traffic)> {
+        self.peers.iter().filter_map(|(id, peer)| Some((*id, &peer.connections.first()?.addr, peer.traffic)))
+    }
+
+    /// Asks and answers nothing new from now on.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// Everything that was to be sent has been sent, or its connection is gone.
+    pub(super) fn is_drained(&self) -> bool {
+        self.peers.values().flat_map(|peer| &peer.connections).all(Connection::is_drained)
+    }
+
+    fn on_established(&mut self, event: &ConnectionEstablished<'_>) {
+        let peer = self.peers.entry(event.peer_id).or_default();
+        let first = peer.connections.is_empty();
+        let addr = event.endpoint.get_remote_address().clone();
+        peer.connections.push(Connection { id: event.connection_id, addr, unsent: Default::default() });
+        if first {
+            self.client.connected(event.peer_id, Instant::now());
+            self.server.connected(event.peer_id);
+        }
+    }
+
+    fn on_closed(&mut self, event: &ConnectionClosed<'_>) {
+        let id = event.peer_id;
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(index) = peer.connections.iter().position(|c| c.id == event.connection_id) else { return };
+        let closed = peer.connections.remove(index);
+        if peer.connections.is_empty() {
+            let unsupported = peer.unsupported;
+            self.peers.remove(&id);
+            if !unsupported {
+                self.forget(id);
+            }
+            return;
+        }
+        for (lane, unsent) in Lane::ALL.into_iter().zip(closed.unsent) {
+            for message in unsent {
+                self.send(id, lane, message);
+            }
+        }
+        // What was on its way to us over that connection is lost.
+        self.client.send_failed(id, Instant::now());
+    }
+
+    /// Tells the machines that the peer is gone.
+    fn forget(&mut self, peer: PeerId) {
+        self.client.disconnected(peer, Instant::now());
+        self.server.disconnected(peer);
+    }
+
+    fn send(&mut self, id: PeerId, lane: Lane, message: Arc<Message>) {
+        let connection = self.peers.get_mut(&id).and_then(|peer| peer.connections.first_mut());
+        let Some(connection) = connection else {
+            // Gone a moment ago, and the machines know.
+            return;
+        };
+        let unsent = &mut connection.unsent[lane as usize];
+        unsent.push_back(Arc::clone(&message));
+        if unsent.len() > MAX_UNSENT {
+            let connection = CloseConnection::One(connection.id);
+            return self.events.push_back(ToSwarm::CloseConnection { peer_id: id, connection });
+        }
+        let handler = NotifyHandler::One(connection.id);
+        self.events.push_back(ToSwarm::NotifyHandler { peer_id: id, handler, event: ToHandler::Send(lane, message) });
+    }
+
+    fn on_arrived(&mut self, id: PeerId, arrived: Arrived) {
+        let now = Instant::now();
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.unsupported) else { return };
+        peer.traffic.bytes_in += arrived.bytes as u64;
+        let message = arrived.message;
+        self.client.received(id, message.blocks, &message.presences, &message.dropped, now);
+        self.server.received(id, &message.wants, message.full);
+    }
+
+    fn on_sent(&mut self, id: PeerId, connection: ConnectionId, lane: Lane, bytes: usize) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.traffic.bytes_out += bytes as u64;
+        let connection = peer.connections.iter_mut().find(|c| c.id == connection);
+        let message = connection.and_then(|connection| connection.unsent[lane as usize].pop_front());
+        if let (Some(message), Lane::Blocks) = (message, lane) {
+            self.server.sent(id, message.encoded_len());
+        }
+    }
+
+    fn on_unsupported(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if !std::mem::replace(&mut peer.unsupported, true) {
+            tracing::debug!(peer = %id, "peer does not speak bitswap 1.2.0");
+            for connection in &mut peer.connections {
+                connection.unsent = Default::default();
+            }
+            self.forget(id);
+        }
+    }
+
+    fn on_client(&mut self, action: client::Action<PeerId>) {
+        let event = match action {
+            client::Action::Send { peer, message } => return self.send(peer, Lane::Wants, Arc::new(message)),
+            client::Action::Deliver { session, peer, block } => Event::Deliver { session, peer, block },
+            client::Action::Missing { session, cid } => Event::Missing { session, cid },
+            client::Action::Stalled { peer } => {
+                if self.name(peer) {
+                    tracing::info!(%peer, "peer went silent, asking others");
+                }
+                return;
+            }
+            client::Action::Disconnect { peer } => {
+                if self.name(peer) {
+                    tracing::warn!(%peer, "peer sends what nobody asked for, disconnecting");
+                }
+                let connection = CloseConnection::All;
+                return self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
+            }
+        };
+        self.events.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    fn on_server(&mut self, action: server::Action<PeerId>) {
+        match action {
+            server::Action::Load(load) => self.events.push_back(ToSwarm::GenerateEvent(Event::Load(load))),
+            server::Action::Send { peer, message } => self.send(peer, Lane::Blocks, Arc::new(message)),
+        }
+    }
+
+    /// Whether the peer is to be named in the log now: once while it is connected.
+    fn name(&mut self, peer: PeerId) -> bool {
+        self.peers.get_mut(&peer).is_some_and(|peer| !std::mem::replace(&mut peer.named, true))
+    }
+
+    /// Looks at the clock for the client. True when there may be something to do.
+    fn tick(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(at) = self.client.next_wake() else { return false };
+        let now = Instant::now();
+        let next = self.ticked + TICK;
+        if at <= now && next <= now {
+            self.ticked = now;
+            self.client.tick(now);
+            return true;
+        }
+        let at = at.max(next).into();
+        if self.wake.deadline() != at {
+            self.wake.as_mut().reset(at);
+        }
+        self.wake.as_mut().poll(cx).is_ready()
+    }
+
+    fn handler(&self, peer: &PeerId) -> Handler {
+        Handler::new(self.kept.contains(peer))
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(&peer))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(&peer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => self.on_established(&event),
+            FromSwarm::ConnectionClosed(event) => self.on_closed(&event),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {
+            FromHandler::Arrived(arrived) => self.on_arrived(peer, arrived),
+            FromHandler::Progress { bytes } => self.client.progress(peer, bytes, Instant::now()),
+            FromHandler::Sent { lane, bytes } => self.on_sent(peer, connection, lane, bytes),
+            FromHandler::Failed(error) => {
+                tracing::debug!(%peer, %error, "cannot send, closing the connection");
+                let connection = CloseConnection::One(connection);
+                self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
+            }
+            FromHandler::Unsupported => self.on_unsupported(peer),
+            FromHandler::Misbehaved(misbehaviour) => {
+                if self.name(peer) {
+                    tracing::warn!(%peer, error = &misbehaviour as &dyn std::error::Error, "peer breaks the protocol");
+                }
+                self.client.send_failed(peer, Instant::now());
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            if self.stopped {
+                return Poll::Pending;
+            }
+            if let Some(action) = self.client.poll(Instant::now()) {
+                self.on_client(action);
+            } else if let Some(action) = self.server.poll() {
+                self.on_server(action);
+            } else if !self.tick(cx) {
+                return Poll::Pending;
+            }
+        }
+    }
+}

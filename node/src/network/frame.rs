@@ -1,0 +1,129 @@
+//! Frames on a bitswap stream: an unsigned varint length, then a message of that many bytes.
+//!
+//! A length is a claim: the bytes it announces are first taken from the connection's budget, and the
+//! buffer grows only with bytes that arrive. Between frames a stream may be silent for as long as it
+//! likes; within one it has [`FRAME_TIMEOUT`].
+
+use bytes::Bytes;
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use nipfs_proto::bitswap::message::MAX_MESSAGE;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+/// How long a frame may take from its first byte to its last, waiting for the budget included.
+pub(super) const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a write may make no progress at all.
+pub(super) const WRITE_STALL: Duration = Duration::from_secs(30);
+/// Bytes of buffer that a frame gets before any of its own bytes have come.
+const FIRST_READ: usize = 64 << 10;
+/// Bytes of the longest length prefix: MAX_MESSAGE fits in 4 × 7 bits.
+const MAX_PREFIX: usize = 4;
+
+/// Why a stream of frames ended other than between two frames.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    /// The length prefix is too long or not minimal.
+    #[error("the length prefix is not a varint below {MAX_MESSAGE}")]
+    Prefix,
+    /// More than [`MAX_MESSAGE`] bytes announced.
+    #[error("a message of {0} bytes was announced")]
+    TooLong(usize),
+    /// The stream ended, or failed, within a frame.
+    #[error("the stream ended within a message")]
+    Cut(#[source] io::Error),
+    /// The frame was not complete in time.
+    #[error("a message was not complete after {FRAME_TIMEOUT:?}")]
+    Slow,
+}
+
+/// A frame's bytes and the part of the budget that they hold until it is dropped.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) bytes: Bytes,
+    pub(super) budget: OwnedSemaphorePermit,
+}
+
+/// What the streams of one connection share: the bytes that they may hold together, and the count of
+/// those that came in for frames that are not complete.
+#[derive(Debug)]
+pub(super) struct Intake {
+    budget: Arc<Semaphore>,
+    progress: AtomicUsize,
+}
+
+impl Intake {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { budget: Arc::new(Semaphore::new(budget)), progress: AtomicUsize::new(0) }
+    }
+
+    /// The bytes that came in since the last call.
+    pub(super) fn take_progress(&self) -> usize {
+        self.progress.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// Reads the next frame; `None` at the end of the stream.
+pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S, intake: &Intake) -> Result<Option<Frame>, FrameError> {
+    let mut first = [0];
+    match stream.read(&mut first).await {
+        // A reset between two frames loses nothing.
+        Ok(0) | Err(_) => return Ok(None),
+        Ok(_) => {}
+    }
+    let [first] = first;
+    timeout(FRAME_TIMEOUT, read_rest(stream, first, intake)).await.map_err(|_| FrameError::Slow)?.map(Some)
+}
+
+async fn read_rest<S: AsyncRead + Unpin>(stream: &mut S, first: u8, intake: &Intake) -> Result<Frame, FrameError> {
+    let length = read_length(stream, first).await?;
+    let permits = u32::try_from(length).map_err(|_| FrameError::TooLong(length))?;
+    let closed = |_| FrameError::Cut(io::ErrorKind::BrokenPipe.into());
+    let budget = Arc::clone(&intake.budget).acquire_many_owned(permits).await.map_err(closed)?;
+    let mut bytes = Vec::with_capacity(length.min(FIRST_READ));
+    while bytes.len() < length {
+        let filled = bytes.len();
+        // Doubles: what is allocated is at most twice what has arrived, from the first read on.
+        let next = length.min((2 * filled).max(FIRST_READ));
+        bytes.resize(next, 0);
+        let mut at = filled;
+        while at < next {
+            match stream.read(&mut bytes[at..next]).await.map_err(FrameError::Cut)? {
+                0 => return Err(FrameError::Cut(io::ErrorKind::UnexpectedEof.into())),
+                read => {
+                    at += read;
+                    intake.progress.fetch_add(read, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    Ok(Frame { bytes: bytes.into(), budget })
+}
+
+async fn read_length<S: AsyncRead + Unpin>(stream: &mut S, first: u8) -> Result<usize, FrameError> {
+    let mut prefix = [0; MAX_PREFIX];
+    prefix[0] = first;
+    let mut last = 0;
+    while prefix[last] & 0x80 != 0 {
+        last += 1;
+        let next = prefix.get_mut(last).ok_or(FrameError::Prefix)?;
+        stream.read_exact(std::slice::from_mut(next)).await.map_err(FrameError::Cut)?;
+    }
+    let (length, _) = unsigned_varint::decode::usize(&prefix[..=last]).map_err(|_| FrameError::Prefix)?;
+    if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
+}
+
+/// Writes a frame and flushes it. Fails when the stream takes no byte for [`WRITE_STALL`].
+pub(super) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, frame: &[u8]) -> io::Result<()> {
+    let mut rest = frame;
+    while !rest.is_empty() {
+        match timeout(WRITE_STALL, stream.write(rest)).await?? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => rest = &rest[written..],
+        }
+    }
+    timeout(WRITE_STALL, stream.flush()).await?
+}

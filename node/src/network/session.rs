@@ -1,0 +1,146 @@
+//! A session: wants over one set of peers.
+//!
+//! The future of a want is the want: dropping it cancels. A drop cannot wait for a place in the
+//! command queue, so it leaves a note in [`Dropped`], which holds at most one entry for each want and
+//! session that the task was told of or will find gone when it reads the command.
+
+use super::Shared;
+use super::task::Command;
+use libp2p::PeerId;
+use nipfs_proto::Cid;
+use nipfs_proto::block::Block;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Notify, oneshot};
+
+/// Why a want was not met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WantError {
+    /// None of the session's peers has the block, or none is connected, or all were silent.
+    #[error("no peer delivered {0}")]
+    Missing(Cid),
+    /// The network has been shut down.
+    #[error("the network has been shut down")]
+    Stopped,
+}
+
+/// Asks a set of peers for blocks. Dropped together with its last want, it closes.
+#[derive(Debug, Clone)]
+pub struct Session {
+    open: Arc<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    id: u64,
+    peers: Arc<[PeerId]>,
+    shared: Arc<Shared>,
+}
+
+/// A block and who sent it, or why there is none.
+pub(super) type Outcome = Result<(Block, PeerId), WantError>;
+
+impl Session {
+    pub(super) fn open(shared: Arc<Shared>, peers: Vec<PeerId>) -> Self {
+        Self { open: Arc::new(Open { id: shared.fresh_id(), peers: peers.into(), shared }) }
+    }
+
+    /// Wants a block. The request goes out when the future is first polled; dropping the future
+    /// cancels it. The future does not borrow the session and keeps it open.
+    ///
+    /// # Errors
+    /// [`WantError::Missing`] when the peers do not have it or do not answer in time: an answer comes
+    /// in any case. [`WantError::Stopped`].
+    pub fn want(&self, cid: Cid) -> impl Future<Output = Result<(Block, PeerId), WantError>> + Send + 'static {
+        let open = Arc::clone(&self.open);
+        async move {
+            let (reply, outcome) = oneshot::channel();
+            let want = open.shared.fresh_id();
+            // Declared before the receiver, so dropped after it: whoever finds the note also finds
+            // the reply closed.
+            let mut note = Note { want, cid, open: &open, waiting: true };
+            let outcome = outcome;
+            let command = Command::Want { session: open.id, peers: Arc::clone(&open.peers), want, cid, reply };
+            let answer = match open.shared.commands.send(command).await {
+                Ok(()) => outcome.await.unwrap_or(Err(WantError::Stopped)),
+                Err(_) => Err(WantError::Stopped),
+            };
+            note.waiting = false;
+            answer
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.dropped.push(Drops::Session(self.id));
+    }
+}
+
+/// Leaves the note that a want is no longer waited for, unless it has been answered.
+struct Note<'a> {
+    want: u64,
+    cid: Cid,
+    open: &'a Open,
+    waiting: bool,
+}
+
+impl Drop for Note<'_> {
+    fn drop(&mut self) {
+        if self.waiting {
+            self.open.shared.dropped.push(Drops::Want { session: self.open.id, want: self.want, cid: self.cid });
+        }
+    }
+}
+
+/// Something whose owner has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drops {
+    Want { session: u64, want: u64, cid: Cid },
+    Session(u64),
+}
+
+/// The notes that wait for the task; `None` when it has ended.
+#[derive(Debug)]
+pub(super) struct Dropped {
+    notes: Mutex<Option<Vec<Drops>>>,
+    wake: Notify,
+}
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Self { notes: Mutex::new(Some(Vec::new())), wake: Notify::new() }
+    }
+}
+
+impl Dropped {
+    fn push(&self, note: Drops) {
+        if let Some(notes) = &mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner) {
+            notes.push(note);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Takes no more notes: nobody will read them.
+    pub(super) fn close(&self) {
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Waits until there are notes and takes them. Cancel-safe.
+    pub(super) async fn take(&self) -> Vec<Drops> {
+        loop {
+            let woken = self.wake.notified();
+            let notes = self
+                .notes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_mut()
+                .map(std::mem::take)
+                .unwrap_or_default();
+            if !notes.is_empty() {
+                return notes;
+            }
+            woken.await;
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The swarm: TCP, noise and yamux, the protocols spoken over them, and the limits that rust-libp2p
+//! does not set by itself.
+
+use super::behaviour::Behaviour;
+use super::{Config, DIAL_TIMEOUT, NetworkError};
+use futures::StreamExt as _;
+use libp2p::core::transport::TransportError;
+use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, memory_connection_limits, noise, ping, tcp,
+    yamux,
+};
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Inbound handshakes at once.
+const MAX_PENDING_INBOUND: u32 = 64;
+/// Dials at once.
+const MAX_PENDING_OUTBOUND: u32 = 32;
+/// Connections to one peer.
+const MAX_PER_PEER: u32 = 8;
+/// Streams of one connection, both directions and all protocols together.
+const MAX_STREAMS: usize = 256;
+/// Inbound streams of one connection that are still agreeing on a protocol.
+const MAX_NEGOTIATING: usize = 64;
+/// Messages that may wait for a connection's task before the swarm does.
+const TO_HANDLER: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+/// How long a connection stays open after the last protocol has stopped keeping it.
+const IDLE_GRACE: Duration = Duration::from_secs(5);
+/// How long an address may take until it is listened on.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The protocol version that identify states: the one of Kubo and Helia.
+const PROTOCOL_VERSION: &str = "ipfs/0.1.0";
+
+/// All that is spoken on a connection.
+#[derive(NetworkBehaviour)]
+pub(super) struct Protocols {
+    limits: connection_limits::Behaviour,
+    memory: memory_connection_limits::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(super) bitswap: Behaviour,
+}
+
+/// Builds the swarm. It listens nowhere yet. Needs a tokio runtime.
+pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocols>, NetworkError> {
+    let multiplexer = || {
+        let mut yamux = yamux::Config::default();
+        yamux.set_max_num_streams(MAX_STREAMS);
+        yamux
+    };
+    let transport = SwarmBuilder::with_existing_identity(keypair.clone())
+        .with_tokio()
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, multiplexer)
+        .map_err(NetworkError::Authentication)?;
+    let Ok(builder) = transport.with_behaviour(|keypair| protocols(config, keypair));
+    Ok(builder
+        .with_swarm_config(|swarm| {
+            swarm
+                .with_idle_connection_timeout(IDLE_GRACE)
+                .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
+                .with_notify_handler_buffer_size(TO_HANDLER)
+        })
+        // Inbound handshakes have the same deadline: junk is gone after it.
+        .with_connection_timeout(DIAL_TIMEOUT)
+        .build())
+}
+
+fn protocols(config: &Config, keypair: &Keypair) -> Protocols {
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(MAX_PENDING_INBOUND))
+        .with_max_pending_outgoing(Some(MAX_PENDING_OUTBOUND))
+        .with_max_established_per_peer(Some(MAX_PER_PEER))
+        .with_max_established(Some(config.max_connections));
+    // Without the cache identify forgets what strangers say about addresses: we dial nobody for it.
+    let identify = identify::Config::new(PROTOCOL_VERSION.to_owned(), keypair.public())
+        .with_agent_version(concat!("nipfs/", env!("CARGO_PKG_VERSION")).to_owned())
+        .with_cache_size(0);
+    Protocols {
+        limits: connection_limits::Behaviour::new(limits),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(config.max_memory),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(ping::Config::new()),
+        bitswap: Behaviour::new(),
+    }
+}
+
+/// Listens on all of `addrs`; returns when each has a port.
+///
+/// # Errors
+/// [`NetworkError::Listen`] with the first address that cannot be used.
+pub(super) async fn listen(swarm: &mut Swarm<Protocols>, addrs: &[Multiaddr]) -> Result<(), NetworkError> {
+    let failed = |addr: &Multiaddr, source| NetworkError::Listen { addr: addr.clone(), source };
+    let mut waiting = HashMap::new();
+    for addr in addrs {
+        let listener = swarm.listen_on(addr.clone()).map_err(|error| match error {
+            TransportError::Other(source) => failed(addr, source),
+            TransportError::MultiaddrNotSupported(_) => failed(addr, io::ErrorKind::Unsupported.into()),
+        })?;
+        waiting.insert(listener, addr);
+    }
+    while let Some(addr) = waiting.values().next() {
+        let event = timeout(LISTEN_TIMEOUT, swarm.select_next_some()).await;
+        match event.map_err(|late| failed(addr, late.into()))? {
+            SwarmEvent::NewListenAddr { listener_id, .. } => {
+                waiting.remove(&listener_id);
+            }
+            SwarmEvent::ListenerClosed { listener_id, reason: Err(source), .. }
+            | SwarmEvent::ListenerError { listener_id, error: source } => {
+                if let Some(addr) = waiting.get(&listener_id) {
+                    return Err(failed(addr, source));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The peer that an address names at its end.
+pub(super) fn peer_of(addr: &Multiaddr) -> Option<PeerId> {
+    match addr.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}

@@ -1,0 +1,318 @@
+//! The one task that owns the swarm.
+//!
+//! It waits in one place, its `select!`, for whatever comes first: a swarm event, a command, a dropped
+//! want, a finished load, the time of a redial, the end. Answers go out by oneshot, which never waits.
+
+use super::behaviour::Event;
+use super::known::Known;
+use super::loads::{BlockSource, Loads};
+use super::session::{Dropped, Drops, Outcome};
+use super::swarm::{Protocols, ProtocolsEvent};
+use super::wants::Wants;
+use super::{COMMANDS, NetworkError, PeerSummary};
+use futures::StreamExt as _;
+use libp2p::core::ConnectedPoint;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, ping};
+use nipfs_proto::Cid;
+use nipfs_proto::bitswap::client::SessionId;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// How long the end may take.
+const DRAIN: Duration = Duration::from_secs(8);
+/// Bytes that are kept of what a peer calls itself.
+const MAX_AGENT: usize = 64;
+
+/// Where an answer goes.
+pub(super) type Reply<T> = oneshot::Sender<T>;
+
+/// What the handle asks for.
+#[derive(Debug)]
+pub(super) enum Command {
+    Connect { peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>> },
+    Want { session: u64, peers: Arc<[PeerId]>, want: u64, cid: Cid, reply: Reply<Outcome> },
+    Stored(Vec<Cid>),
+    Peers(Reply<Vec<PeerSummary>>),
+}
+
+/// A dial under way, and who waits for it.
+#[derive(Debug)]
+struct Dial {
+    peer: PeerId,
+    /// The address that was asked for; `None` for a redial.
+    addr: Option<Multiaddr>,
+    replies: Vec<Reply<Result<(), NetworkError>>>,
+}
+
+/// The task's state.
+pub(super) struct Task {
+    swarm: Swarm<Protocols>,
+    commands: mpsc::Receiver<Command>,
+    dropped: Arc<Dropped>,
+    listening: watch::Sender<Vec<Multiaddr>>,
+    cancel: CancellationToken,
+    wants: Wants,
+    loads: Loads,
+    known: Known,
+    dials: HashMap<ConnectionId, Dial>,
+    agents: HashMap<PeerId, String>,
+}
+
+impl Task {
+    pub(super) fn new(
+        swarm: Swarm<Protocols>,
+        commands: mpsc::Receiver<Command>,
+        dropped: Arc<Dropped>,
+        listening: watch::Sender<Vec<Multiaddr>>,
+        cancel: CancellationToken,
+        source: BlockSource,
+    ) -> Self {
+        let task = Self {
+            swarm,
+            commands,
+            dropped,
+            listening,
+            cancel,
+            wants: Wants::default(),
+            loads: Loads::new(source),
+            known: Known::default(),
+            dials: HashMap::new(),
+            agents: HashMap::new(),
+        };
+        task.publish_listeners();
+        task
+    }
+
+    /// Runs until cancelled, or until the last handle and session are gone.
+    pub(super) async fn run(mut self) {
+        let mut batch = Vec::with_capacity(COMMANDS);
+        loop {
+            let redial = self.known.next_due();
+            tokio::select! {
+                () = self.cancel.cancelled() => break,
+                received = self.commands.recv_many(&mut batch, COMMANDS) => match received {
+                    0 => break,
+                    // In batches, so that a burst of wants leaves in few messages.
+                    _ => batch.drain(..).for_each(|command| self.on_command(command)),
+                },
+                notes = self.dropped.take() => notes.into_iter().for_each(|note| self.on_dropped(note)),
+                (id, loaded) = self.loads.next() => self.swarm.behaviour_mut().bitswap.loaded(id, loaded),
+                event = self.swarm.select_next_some() => self.on_swarm(event),
+                () = sleep_until(redial.unwrap_or_else(Instant::now).into()), if redial.is_some() => self.redial(),
+            }
+        }
+        self.finish().await;
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { peer, addr, keep, reply } => self.connect(peer, addr, keep, reply),
+            Command::Want { session, peers, want, cid, reply } => {
+                if !reply.is_closed() {
+                    self.want(SessionId(session), &peers, want, cid, reply);
+                }
+            }
+            Command::Stored(cids) => self.swarm.behaviour_mut().bitswap.stored(&cids),
+            // The one who asked may have gone: then nobody needs it.
+            Command::Peers(reply) => drop(reply.send(self.peers())),
+        }
+    }
+
+    fn want(&mut self, session: SessionId, peers: &Arc<[PeerId]>, want: u64, cid: Cid, reply: Reply<Outcome>) {
+        if self.wants.open(session, peers) {
+            self.swarm.behaviour_mut().bitswap.open(session, peers);
+            for peer in peers.iter() {
+                self.known.session_opened(*peer);
+                self.keep_if_wanted(*peer);
+            }
+        }
+        if self.wants.add(session, cid, want, reply) {
+            self.swarm.behaviour_mut().bitswap.want(session, cid);
+        }
+    }
+
+    fn on_dropped(&mut self, note: Drops) {
+        match note {
+            Drops::Want { session, want, cid } => {
+                let session = SessionId(session);
+                if self.wants.remove(session, cid, want) {
+                    self.swarm.behaviour_mut().bitswap.cancel(session, &cid);
+                }
+            }
+            Drops::Session(session) => {
+                let session = SessionId(session);
+                let Some(peers) = self.wants.close(session) else { return };
+                self.swarm.behaviour_mut().bitswap.close(session);
+                for peer in peers.iter() {
+                    self.known.session_closed(*peer);
+                    self.keep_if_wanted(*peer);
+                }
+            }
+        }
+    }
+
+    fn keep_if_wanted(&mut self, peer: PeerId) {
+        self.swarm.behaviour_mut().bitswap.keep(peer, self.known.is_wanted(&peer));
+    }
+
+    fn connect(&mut self, peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>>) {
+        self.known.add(peer, addr.clone(), keep, Instant::now());
+        self.keep_if_wanted(peer);
+        if self.swarm.is_connected(&peer) {
+            self.known.connected(&peer, Instant::now());
+            drop(reply.send(Ok(())));
+            return;
+        }
+        let same = |dial: &&mut Dial| dial.peer == peer && dial.addr.as_ref() == Some(&addr);
+        if let Some(dial) = self.dials.values_mut().find(same) {
+            dial.replies.push(reply);
+            return;
+        }
+        self.dial(peer, vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
+    }
+
+    fn redial(&mut self) {
+        for (peer, addrs) in self.known.due(Instant::now()) {
+            self.dial(peer, addrs, Dial { peer, addr: None, replies: Vec::new() });
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, dial: Dial) {
+        // A port of its own: two nodes that dial each other from their listening ports at the same
+        // moment would meet in one TCP connection, both as its dialler.
+        let options =
+            DialOpts::peer_id(peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
+        let id = options.connection_id();
+        self.known.dialling(&peer);
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dials.insert(id, dial);
+            }
+            Err(error) => self.dial_failed(dial, error),
+        }
+    }
+
+    fn dial_failed(&mut self, dial: Dial, error: DialError) {
+        tracing::debug!(peer = %dial.peer, %error, "dial failed");
+        if !self.swarm.is_connected(&dial.peer) {
+            self.known.away(&dial.peer, Instant::now());
+        }
+        let Some(addr) = dial.addr else { return };
+        let error = Arc::new(error);
+        for reply in dial.replies {
+            let source = io::Error::other(Arc::clone(&error));
+            drop(reply.send(Err(NetworkError::Dial { addr: addr.clone(), source })));
+        }
+    }
+
+    fn peers(&self) -> Vec<PeerSummary> {
+        let peers = self.swarm.behaviour().bitswap.peers();
+        peers
+            .map(|(peer, addr, traffic)| PeerSummary {
+                peer,
+                addr: addr.clone(),
+                bytes_in: traffic.bytes_in,
+                bytes_out: traffic.bytes_out,
+                agent: self.agents.get(&peer).cloned().unwrap_or_default(),
+            })
+            .collect()
+    }
+
+    fn on_swarm(&mut self, event: SwarmEvent<ProtocolsEvent>) {
+        match event {
+            SwarmEvent::Behaviour(ProtocolsEvent::Bitswap(event)) => self.on_bitswap(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::Identify(identify::Event::Received { peer_id, info, .. }))
+                if self.swarm.is_connected(&peer_id) =>
+            {
+                self.agents.insert(peer_id, info.agent_version.chars().take(MAX_AGENT).collect());
+            }
+            // A peer need not know ping; one that has stopped answering is gone.
+            SwarmEvent::Behaviour(ProtocolsEvent::Ping(ping::Event {
+                peer,
+                connection,
+                result: Err(ping::Failure::Timeout),
+            })) => {
+                tracing::debug!(%peer, "no answer to a ping, closing the connection");
+                self.swarm.close_connection(connection);
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_connected(peer_id, connection_id, &endpoint);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                tracing::debug!(peer = %peer_id, cause = ?cause, "disconnected");
+                self.agents.remove(&peer_id);
+                self.known.away(&peer_id, Instant::now());
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                if let Some(dial) = self.dials.remove(&connection_id) {
+                    self.dial_failed(dial, error);
+                }
+            }
+            SwarmEvent::NewListenAddr { .. } | SwarmEvent::ExpiredListenAddr { .. } => self.publish_listeners(),
+            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
+                tracing::error!(?addresses, %error, "no longer listening");
+                self.publish_listeners();
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(from = %send_back_addr, %error, "inbound connection failed");
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        tracing::debug!(%peer, addr = %endpoint.get_remote_address(), "connected");
+        self.known.connected(&peer, Instant::now());
+        self.dials.remove(&connection).into_iter().flat_map(|dial| dial.replies).for_each(|reply| {
+            drop(reply.send(Ok(())));
+        });
+    }
+
+    fn on_bitswap(&mut self, event: Event) {
+        match event {
+            Event::Deliver { session, peer, block } => self.wants.deliver(session, peer, &block),
+            Event::Missing { session, cid } => self.wants.missing(session, cid),
+            Event::Load(load) => self.loads.push(load),
+        }
+    }
+
+    fn publish_listeners(&self) {
+        let me = *self.swarm.local_peer_id();
+        let listeners = self.swarm.listeners().map(|addr| addr.clone().with(Protocol::P2p(me))).collect();
+        self.listening.send_replace(listeners);
+    }
+
+    /// Fails what waits, sends what is under way, closes the connections: until [`DRAIN`] is over.
+    async fn finish(mut self) {
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        self.commands.close();
+        self.dropped.close();
+        drop(std::mem::take(&mut self.wants));
+        self.dials.clear();
+        self.swarm.behaviour_mut().bitswap.stop();
+        while !self.swarm.behaviour().bitswap.is_drained() {
+            if timeout_at(deadline, self.swarm.select_next_some()).await.is_err() {
+                break;
+            }
+        }
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // An error says that it has gone by itself.
+            _ = self.swarm.disconnect_peer_id(peer);
+        }
+        while self.swarm.network_info().num_peers() > 0 {
+            if timeout_at(deadline, self.swarm.select_next_some()).await.is_err() {
+                break;
+            }
+        }
+        drop(timeout_at(deadline, self.loads.finish()).await);
+    }
+}
