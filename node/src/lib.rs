@@ -1,5 +1,6 @@
 //! x
 
 pub mod control;
+pub mod dag;
 pub mod network;
 pub mod upstream;

@@ -1,1 +1,17 @@
-//! DAGs: the dag-pb codec, UnixFS file nodes, chunking, building and walking; CAR files.
+//! DAGs: the dag-pb codec, UnixFS file nodes, building and walking; CAR files.
+//!
+//! - [`codec`]: dag-pb nodes, strict on decoding and canonical on encoding.
+//! - [`unixfs`]: what a node means as a file: its bytes, its children and their sizes.
+//! - [`Profile`]: where a stream is cut and how the tree above it looks; it decides the root's CID.
+//! - [`build`]: a stream of bytes → blocks and a root.
+//! - [`walk`]: a root → the CIDs below it, each once; or the bytes of a file, in order.
+//! - [`car`]: blocks in a file.
+
+pub mod build;
+pub mod car;
+pub mod codec;
+mod profile;
+pub mod unixfs;
+pub mod walk;
+
+pub use profile::{Profile, UnknownProfile};

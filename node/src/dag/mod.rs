@@ -1,0 +1,3 @@
+//! DAGs with effects: streams into blocks.
+
+pub mod import;
