@@ -3,4 +3,5 @@
 pub mod control;
 pub mod dag;
 pub mod network;
+pub mod nix;
 pub mod upstream;
