@@ -1,6 +1,8 @@
-//! The machine's Nix: what its store holds, and the keys that sign it.
+//! The machine's Nix: what its store holds, the keys that sign it, and trees as NARs.
 
 pub mod closure;
 pub mod database;
+pub mod dump;
 pub mod keys;
 pub mod path_info;
+pub mod unpack;
