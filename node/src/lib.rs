@@ -4,4 +4,5 @@ pub mod control;
 pub mod dag;
 pub mod network;
 pub mod nix;
+pub mod store;
 pub mod upstream;

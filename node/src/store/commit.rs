@@ -1,0 +1,76 @@
+//! Commits: records change together, after everything they refer to was found to be here.
+
+use super::lease::Lease;
+use super::ops::Batch;
+use super::{Op, PathRecord, Store, StoreError, lock};
+use nipfs_proto::Cid;
+use nipfs_proto::nix::NarHash;
+use std::sync::PoisonError;
+
+impl Store {
+    pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {
+        for root in self.roots_of(&ops)? {
+            self.protect(lease, &root)?;
+        }
+        let log = &self.0.log;
+        let batch = Batch::of(ops);
+        log.check_space(batch.encode()?.len() as u64)?;
+        let shared = self.0.commits.read().unwrap_or_else(PoisonError::into_inner);
+        self.check_nars(&batch.ops)?;
+        log.append_batch(&mut log.tail(), batch)?;
+        log.sync()?;
+        self.show_published()?;
+        drop(shared);
+        self.hide_unpublished()
+    }
+
+    /// The roots of the DAGs that must be complete for these changes.
+    fn roots_of(&self, ops: &[Op]) -> Result<Vec<Cid>, StoreError> {
+        let mut roots = Vec::new();
+        for op in ops {
+            match op {
+                Op::PutPin(pin) => roots.push(pin.cid),
+                Op::PutPath(path) if !path.is_remote() => roots.extend(self.nar_roots(&path.nar_hash, ops)?),
+                _ => {}
+            }
+        }
+        Ok(roots)
+    }
+
+    /// The roots that a NAR will have after these changes.
+    fn nar_roots(&self, hash: &NarHash, ops: &[Op]) -> Result<Vec<Cid>, StoreError> {
+        let mut nar = self.nar(hash)?;
+        for op in ops {
+            match (op, &mut nar) {
+                (Op::PutNar(new), Some(nar)) if new.nar_hash == *hash => nar.merge(new.clone()),
+                (Op::PutNar(new), None) if new.nar_hash == *hash => nar = Some(new.clone()),
+                _ => {}
+            }
+        }
+        Ok(nar.into_iter().flat_map(|nar| nar.roots).map(|(_, cid)| cid).collect())
+    }
+
+    /// Protects every block of a DAG; an error when one is missing.
+    fn protect(&self, lease: &Lease, root: &Cid) -> Result<(), StoreError> {
+        let mut seen = lock(&self.0.leases).empty_set();
+        self.walk(
+            root,
+            &mut seen,
+            |cid, digest, _| {
+                if lease.touch(digest)? { Ok(()) } else { Err(StoreError::incomplete(root, cid)) }
+            },
+        )
+    }
+
+    fn check_nars(&self, ops: &[Op]) -> Result<(), StoreError> {
+        for op in ops {
+            if let Op::PutPath(PathRecord { nar_hash, store_path, .. }) = op {
+                let comes = ops.iter().any(|op| matches!(op, Op::PutNar(nar) if nar.nar_hash == *nar_hash));
+                if !comes && self.nar(nar_hash)?.is_none() {
+                    return Err(StoreError::UnknownNar(store_path.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! Garbage collection: mark what pins reach, forget the rest, then sweep (see `sweep`).
+//!
+//! Anything that cannot be marked ends it before the first deletion. Commits and puts go on meanwhile: what a lease
+//! protects is spared, even if the lease ends before GC does. Paths that nobody pinned go with their blocks, records
+//! first: a narinfo never outlives its NAR.
+
+use super::digest_set::DigestSet;
+use super::disk;
+use super::log::MARGIN;
+use super::ops::Batch;
+use super::{Op, PathRecord, Store, StoreError, lock};
+use nipfs_proto::Cid;
+use nipfs_proto::block::Digest;
+use nipfs_proto::nix::store_path::StorePath;
+use std::collections::HashSet;
+use std::sync::PoisonError;
+
+/// Ops in one batch of deletions.
+const MAX_OPS: usize = 10_000;
+
+/// What GC shall do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcOptions {
+    /// Only tell what would go.
+    pub dry_run: bool,
+    /// Unpin as well, oldest first, until the blocks take at most this many bytes.
+    pub max_size: Option<u64>,
+}
+
+/// What GC did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Bytes of deleted payloads.
+    pub freed_bytes: u64,
+    /// Blocks deleted.
+    pub dropped_blocks: u64,
+    /// Store paths that are no longer held; one that a mirror holds keeps its narinfo.
+    pub dropped_paths: Vec<StorePath>,
+    /// CIDs that were unpinned.
+    pub dropped_pins: Vec<Cid>,
+    /// Paths that are held.
+    pub kept_paths: u64,
+}
+
+/// What shall stay and what shall go.
+pub(super) struct Plan {
+    pub(super) marked: DigestSet,
+    paths: Vec<PathRecord>,
+    pins: Vec<Cid>,
+    kept_paths: u64,
+}
+
+/// A reason to keep blocks.
+struct Keeper {
+    added_unix: u64,
+    what: Kept,
+    roots: Vec<Cid>,
+}
+
+enum Kept {
+    Path(PathRecord),
+    Pin(Cid),
+}
+
+impl Store {
+    /// Deletes what no pin reaches.
+    ///
+    /// # Errors
+    /// [`StoreError::Incomplete`] or [`StoreError::Unreadable`] when a pinned DAG is not whole: nothing was
+    /// deleted then. [`StoreError::ReadOnly`], I/O.
+    pub fn gc(&self, options: &GcOptions) -> Result<GcReport, StoreError> {
+        let _one = lock(&self.0.gc);
+        let _spared = Spared::begin(self);
+        self.0.log.sync()?;
+        let plan = self.plan(options.max_size)?;
+        if options.dry_run {
+            return self.forecast(plan);
+        }
+        if disk::available(self.dir())? < MARGIN {
+            self.spend_reserve();
+        }
+        let mut report = self.forget(&plan)?;
+        let live = self.sweep(&plan.marked, &mut report)?;
+        self.hide_unpublished()?;
+        self.reclaim(&live)?;
+        self.0.log.index.flush()?;
+        self.fill_reserve();
+        Ok(report)
+    }
+
+    fn plan(&self, max_size: Option<u64>) -> Result<Plan, StoreError> {
+        let mut keepers = Vec::new();
+        let mut paths = Vec::new();
+        for path in self.paths() {
+            let path = path?;
+            if path.pinned {
+                let roots = self.nar(&path.nar_hash)?.map(|nar| nar.roots.into_iter().map(|(_, cid)| cid).collect());
+                let roots = roots.ok_or_else(|| StoreError::UnknownNar(path.store_path.clone()))?;
+                keepers.push(Keeper { added_unix: path.added_unix, what: Kept::Path(path), roots });
+            } else if !path.is_remote() {
+                paths.push(path);
+            }
+        }
+        for pin in self.pins() {
+            let pin = pin?;
+            keepers.push(Keeper { added_unix: pin.added_unix, what: Kept::Pin(pin.cid), roots: vec![pin.cid] });
+        }
+        keepers.sort_by_key(|keeper| std::cmp::Reverse(keeper.added_unix));
+        let mut plan = Plan { marked: lock(&self.0.leases).empty_set(), paths, pins: Vec::new(), kept_paths: 0 };
+        let mut left = max_size.unwrap_or(u64::MAX);
+        let mut full = false;
+        for keeper in keepers {
+            full = full || !self.mark(&keeper.roots, &mut plan.marked, &mut left)?;
+            match keeper.what {
+                Kept::Path(path) if full => plan.paths.push(path),
+                Kept::Pin(cid) if full => plan.pins.push(cid),
+                Kept::Path(_) => plan.kept_paths += 1,
+                Kept::Pin(_) => {}
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Marks all blocks under `roots`, or none of them when they take more than is left; false then.
+    fn mark(&self, roots: &[Cid], marked: &mut DigestSet, left: &mut u64) -> Result<bool, StoreError> {
+        let mut fresh = Vec::new();
+        let mut need = 0;
+        for root in roots {
+            self.walk(root, marked, |cid, digest, row| {
+                let row = row.ok_or_else(|| StoreError::incomplete(root, cid))?;
+                need += u64::from(row.location.stored());
+                fresh.push(*digest);
+                Ok(())
+            })?;
+        }
+        let fits = need <= *left;
+        if fits {
+            *left -= need;
+        } else {
+            // Nothing is marked after this, so a node that was known as a leaf before may stay marked as a node.
+            fresh.iter().for_each(|digest| marked.remove(digest));
+        }
+        Ok(fits)
+    }
+
+    fn forecast(&self, plan: Plan) -> Result<GcReport, StoreError> {
+        let mut report = GcReport { kept_paths: plan.kept_paths, dropped_pins: plan.pins, ..GcReport::default() };
+        report.dropped_paths = plan.paths.into_iter().map(|path| path.store_path).collect();
+        for block in self.0.log.index.blocks() {
+            let (digest, row) = block?;
+            if !plan.marked.contains(&digest) && !lock(&self.0.leases).protects(&digest) {
+                report.dropped_blocks += 1;
+                report.freed_bytes += u64::from(row.location.stored());
+            }
+        }
+        Ok(report)
+    }
+
+    /// Forgets the paths and pins that shall go, and the NARs that no path refers to then.
+    fn forget(&self, plan: &Plan) -> Result<GcReport, StoreError> {
+        // No commit is under way below: what has not changed since the plan was made may go.
+        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let mut report = GcReport { kept_paths: plan.kept_paths, ..GcReport::default() };
+        let mut ops = Vec::new();
+        for path in &plan.paths {
+            let hash = path.store_path.hash_part();
+            if self.path(&hash)?.as_ref() != Some(path) {
+                report.kept_paths += 1;
+                continue;
+            }
+            ops.push(match path.mirror {
+                Some(_) => Op::PutPath(PathRecord { pinned: false, ..path.clone() }),
+                None => Op::RemovePath(hash),
+            });
+            report.dropped_paths.push(path.store_path.clone());
+        }
+        for cid in &plan.pins {
+            ops.push(Op::RemovePin(*cid));
+            report.dropped_pins.push(*cid);
+        }
+        self.append_all(&ops)?;
+        let used = self.paths().map(|path| Ok(path?.nar_hash)).collect::<Result<HashSet<_>, StoreError>>()?;
+        let mut ops = Vec::new();
+        for nar in self.nars() {
+            let nar = nar?;
+            // A NAR may be on record before its path is: somebody holds a lease then.
+            let leased = |cid: &Cid| matches!(Digest::of_cid(cid), Ok(Some(d)) if lock(&self.0.leases).protects(&d));
+            if !used.contains(&nar.nar_hash) && !nar.roots.iter().any(|(_, cid)| leased(cid)) {
+                ops.push(Op::RemoveNar(nar.nar_hash));
+            }
+        }
+        self.append_all(&ops)?;
+        Ok(report)
+    }
+
+    fn append_all(&self, ops: &[Op]) -> Result<(), StoreError> {
+        for ops in ops.chunks(MAX_OPS) {
+            self.0.log.append_batch(&mut self.0.log.tail(), Batch::of(ops.to_vec()))?;
+        }
+        self.0.log.sync()
+    }
+}
+
+/// While it lives, blocks of leases that end are spared.
+struct Spared<'a>(&'a Store);
+
+impl<'a> Spared<'a> {
+    fn begin(store: &'a Store) -> Self {
+        lock(&store.0.leases).keep();
+        Self(store)
+    }
+}
+
+impl Drop for Spared<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.0.leases).release();
+    }
+}

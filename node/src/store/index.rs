@@ -1,0 +1,246 @@
+//! The index: a sled tree that is derived from the packs and can be thrown away at any time.
+//!
+//! One tree holds all rows, the first byte of a key telling the kind, so that one sled batch can hold the
+//! changes and the position in the log up to which they are applied. Nothing relies on sled's durability: it may
+//! come back as it was some time ago, and the log is replayed from the position it remembers.
+
+use super::apply::Writer;
+use super::log::Change;
+use super::ops::{CidPin, NarRecord, PathRecord, Row};
+use super::{Location, StoreError, lock};
+use nipfs_proto::Cid;
+use nipfs_proto::block::Digest;
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::store_path::StorePathHash;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Rows in one sled batch: larger ones cost memory out of proportion.
+pub(super) const MAX_ROWS: usize = 1_000;
+/// Bytes of sled's page cache (its default is 1 GiB).
+const CACHE: u64 = 16 << 20;
+/// How long sled's lock may outlive a `Db` that this process dropped just now.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+pub(super) const BLOCK: u8 = b'b';
+pub(super) const NAR: u8 = b'n';
+pub(super) const PATH: u8 = b'p';
+pub(super) const PIN: u8 = b'c';
+/// Roots whose blocks are still to be made public.
+pub(super) const UNSHOWN: u8 = b'u';
+/// There while blocks may be public that no longer should be.
+pub(super) const STALE_PUBLIC: &[u8] = b"s";
+const STATE: &[u8] = b"m";
+
+/// A place in the log, between two records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    pub(super) segment: u32,
+    pub(super) offset: u64,
+}
+
+/// What the index knows about all its blocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) blocks: u64,
+    /// Bytes of payloads in the packs.
+    pub(super) stored: u64,
+    /// Bytes of the blocks themselves.
+    pub(super) plain: u64,
+}
+
+/// Where the index stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) position: Position,
+    pub(super) totals: Totals,
+}
+
+/// A block's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockRow {
+    pub(super) location: Location,
+    /// Bytes of the block.
+    pub(super) size: u32,
+    pub(super) public: bool,
+}
+
+/// What changes of rows go on from.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    pub(super) state: State,
+    /// Keys that the snapshot being applied has named so far.
+    pub(super) snapshot: Option<HashSet<Vec<u8>>>,
+}
+
+/// The index of one store.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) db: sled::Db,
+    /// Held by whoever changes rows.
+    pub(super) applied: Mutex<Applied>,
+}
+
+impl Index {
+    /// Opens the index in `dir`, making an empty one if there is none.
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            let config = sled::Config::new().path(dir).cache_capacity(CACHE).flush_every_ms(None);
+            // sled panics on some of the damage it finds.
+            let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+            match opened.unwrap_or_else(|_| Err(sled::Error::Corruption { at: None, bt: () })) {
+                Ok(db) => {
+                    let state = db.get(STATE).map_err(StoreError::Index)?;
+                    let state = state.and_then(|bytes| State::from_row(&bytes)).unwrap_or_default();
+                    return Ok(Self { db, applied: Mutex::new(Applied { state, snapshot: None }) });
+                }
+                // Its threads may hold the lock for a moment after the last handle was dropped.
+                Err(sled::Error::Io(e)) if e.to_string().contains("lock") && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) => return Err(StoreError::Index(error)),
+            }
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        lock(&self.applied).state
+    }
+
+    /// Applies changes in log order.
+    pub(super) fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut writer = Writer::new(self);
+        for change in changes {
+            writer.apply(change)?;
+        }
+        writer.finish()
+    }
+
+    pub(super) fn block(&self, digest: &Digest) -> Result<Option<BlockRow>, StoreError> {
+        self.row(&key(BLOCK, &digest.0))
+    }
+
+    pub(super) fn nar(&self, hash: &NarHash) -> Result<Option<NarRecord>, StoreError> {
+        self.row(&key(NAR, &hash.0))
+    }
+
+    pub(super) fn path(&self, hash: &StorePathHash) -> Result<Option<PathRecord>, StoreError> {
+        self.row(&key(PATH, hash.as_str().as_bytes()))
+    }
+
+    pub(super) fn nars(&self) -> impl Iterator<Item = Result<NarRecord, StoreError>> + use<> {
+        self.rows(NAR)
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = Result<PathRecord, StoreError>> + use<> {
+        self.rows(PATH)
+    }
+
+    pub(super) fn pins(&self) -> impl Iterator<Item = Result<CidPin, StoreError>> + use<> {
+        self.rows(PIN)
+    }
+
+    /// All blocks, in the order of their digests.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Result<(Digest, BlockRow), StoreError>> + use<> {
+        self.db.scan_prefix([BLOCK]).map(|row| {
+            let (key, value) = row.map_err(StoreError::Index)?;
+            let digest = key[1..].try_into().map(Digest).map_err(|_| corrupt())?;
+            Ok((digest, BlockRow::from_row(&value).ok_or_else(corrupt)?))
+        })
+    }
+
+    /// Roots whose blocks are still to be made public.
+    pub(super) fn unshown(&self) -> Result<Vec<Cid>, StoreError> {
+        let cid = |row: sled::Result<(sled::IVec, sled::IVec)>| {
+            Cid::try_from(&row.map_err(StoreError::Index)?.0[1..]).map_err(|_| corrupt())
+        };
+        self.db.scan_prefix([UNSHOWN]).map(cid).collect()
+    }
+
+    /// The note that blocks may be public that no longer should be.
+    pub(super) fn stale_public(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.db.get(STALE_PUBLIC).map_err(StoreError::Index)?.map(|note| note.to_vec()))
+    }
+
+    /// Hands what is applied to the kernel, so that a replay after a kill is short.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush().map(|_| ()).map_err(StoreError::Index)
+    }
+
+    fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
+        let value = self.db.get(key).map_err(StoreError::Index)?;
+        value.map(|bytes| R::from_row(&bytes).ok_or_else(corrupt)).transpose()
+    }
+
+    fn rows<R: Row>(&self, kind: u8) -> impl Iterator<Item = Result<R, StoreError>> + use<R> {
+        let decode = |row: sled::Result<(sled::IVec, sled::IVec)>| {
+            R::from_row(&row.map_err(StoreError::Index)?.1).ok_or_else(corrupt)
+        };
+        self.db.scan_prefix([kind]).map(decode)
+    }
+}
+
+/// The key of a row.
+pub(super) fn key(kind: u8, name: &[u8]) -> Vec<u8> {
+    [&[kind], name].concat()
+}
+
+/// The error for a row that cannot be read.
+pub(super) fn corrupt() -> StoreError {
+    StoreError::Index(sled::Error::Corruption { at: None, bt: () })
+}
+
+/// The row that tells where the index stands.
+pub(super) fn state_row(state: &State) -> (&'static [u8], Vec<u8>) {
+    (STATE, state.to_row())
+}
+
+impl Row for State {
+    fn to_row(&self) -> Vec<u8> {
+        let Totals { blocks, stored, plain } = self.totals;
+        let mut row = self.position.segment.to_le_bytes().to_vec();
+        for number in [self.position.offset, blocks, stored, plain] {
+            row.extend_from_slice(&number.to_le_bytes());
+        }
+        row
+    }
+
+    fn from_row(bytes: &[u8]) -> Option<Self> {
+        let (segment, rest) = bytes.split_first_chunk()?;
+        let (numbers, []) = rest.as_chunks() else { return None };
+        let &[offset, blocks, stored, plain] = numbers else { return None };
+        let [offset, blocks, stored, plain] = [offset, blocks, stored, plain].map(u64::from_le_bytes);
+        let position = Position { segment: u32::from_le_bytes(*segment), offset };
+        Some(Self { position, totals: Totals { blocks, stored, plain } })
+    }
+}
+
+const IN_PACK: u8 = 0;
+const ZSTD: u8 = 1;
+const PUBLIC: u8 = 2;
+
+impl Row for BlockRow {
+    fn to_row(&self) -> Vec<u8> {
+        let Location::Pack { segment, offset, stored, zstd } = self.location;
+        let flags = if zstd { ZSTD } else { 0 } | if self.public { PUBLIC } else { 0 };
+        let mut row = vec![IN_PACK, flags];
+        for number in [segment, offset, stored, self.size] {
+            row.extend_from_slice(&number.to_le_bytes());
+        }
+        row
+    }
+
+    fn from_row(bytes: &[u8]) -> Option<Self> {
+        let (&[IN_PACK, flags], rest) = bytes.split_first_chunk()? else { return None };
+        let (numbers, []) = rest.as_chunks() else { return None };
+        let &[segment, offset, stored, size] = numbers else { return None };
+        let [segment, offset, stored, size] = [segment, offset, stored, size].map(u32::from_le_bytes);
+        let location = Location::Pack { segment, offset, stored, zstd: flags & ZSTD != 0 };
+        Some(Self { location, size, public: flags & PUBLIC != 0 })
+    }
+}

@@ -1,0 +1,153 @@
+//! Leases: what keeps GC away from blocks that no commit refers to yet.
+
+use super::digest_set::DigestSet;
+use super::{Op, Store, StoreError, lock};
+use nipfs_proto::block::{Block, Digest};
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::sync::Mutex;
+
+/// zstd level of blocks at rest: the fastest; higher ones gain little on 256 KiB.
+const LEVEL: i32 = 1;
+
+/// Everything put or touched under a lease stays until the lease is dropped; a GC that runs at that moment still
+/// spares it. Commit before dropping.
+#[must_use = "blocks are protected only as long as the lease lives"]
+pub struct Lease {
+    store: Store,
+    number: u64,
+    compressor: Option<Mutex<zstd::bulk::Compressor<'static>>>,
+}
+
+/// What [`Lease::put`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Put {
+    /// The block was not in the store before.
+    pub new: bool,
+}
+
+impl Lease {
+    pub(super) fn new(store: Store) -> Self {
+        let number = lock(&store.0.leases).open();
+        // Without a compressor blocks are stored as they are.
+        let compressor = zstd::bulk::Compressor::new(LEVEL).ok().map(Mutex::new);
+        Self { store, number, compressor }
+    }
+
+    /// Stores blocks as they are: for bytes that are known not to compress.
+    pub fn uncompressed(mut self) -> Self {
+        self.compressor = None;
+        self
+    }
+
+    /// Stores a block, unless it is there, and protects it. It can be read at once and is durable after the next
+    /// commit. Blocks of identity CIDs are never stored.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`], [`StoreError::ReadOnly`], I/O.
+    pub fn put(&self, block: &Block) -> Result<Put, StoreError> {
+        let Some(digest) = block.digest() else { return Ok(Put { new: false }) };
+        if self.touch(&digest)? {
+            return Ok(Put { new: false });
+        }
+        let packed = self.pack(block.bytes())?;
+        let new = self.store.append(digest, block.bytes(), packed.as_deref())?;
+        Ok(Put { new })
+    }
+
+    /// Protects a block if it is there, and tells so.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn touch(&self, digest: &Digest) -> Result<bool, StoreError> {
+        // Protected first, looked up second: GC deletes what is not protected under the same lock.
+        lock(&self.store.0.leases).protect(self.number, digest);
+        self.store.has(digest)
+    }
+
+    /// Makes changes to the records, all or none, and returns when they and all blocks put before are durable.
+    ///
+    /// Every DAG that is recorded, published or pinned must be complete; its blocks are protected by this lease.
+    /// Blocks that become public are so when this returns, and those that no longer are, too.
+    ///
+    /// # Errors
+    /// [`StoreError::Incomplete`], [`StoreError::UnknownNar`], [`StoreError::NoSpace`],
+    /// [`StoreError::ReadOnly`], I/O. After an error of the disk the changes may still be there when the store is
+    /// opened again.
+    pub fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        self.store.commit_under(self, ops)
+    }
+
+    /// The bytes as one zstd frame, where that saves a tenth, or where they are all zeros (see `record`).
+    fn pack(&self, bytes: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            let packed = zstd::bulk::compress(bytes, LEVEL);
+            return packed.map(Some).map_err(StoreError::io("compress a block for", self.store.dir()));
+        }
+        let packed = self.compressor.as_ref().and_then(|compressor| lock(compressor).compress(bytes).ok());
+        Ok(packed.filter(|packed| packed.len() <= bytes.len() - bytes.len() / 10))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.store.0.leases).close(self.number);
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lease({})", self.number)
+    }
+}
+
+/// All leases of a store.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    key: RandomState,
+    next: u64,
+    open: HashMap<u64, DigestSet>,
+    /// While GC runs: what leases protected that have ended since it began.
+    kept: Option<DigestSet>,
+}
+
+impl Leases {
+    /// An empty set that can be compared with leases.
+    pub(super) fn empty_set(&self) -> DigestSet {
+        DigestSet::new(&self.key)
+    }
+
+    pub(super) fn protects(&self, digest: &Digest) -> bool {
+        self.kept.iter().chain(self.open.values()).any(|set| set.contains(digest))
+    }
+
+    /// From now on, nothing that a lease protects is let go when the lease ends.
+    pub(super) fn keep(&mut self) {
+        self.kept = Some(self.empty_set());
+    }
+
+    /// Ends what [`Self::keep`] began.
+    pub(super) fn release(&mut self) {
+        self.kept = None;
+    }
+
+    fn open(&mut self) -> u64 {
+        self.next += 1;
+        let set = self.empty_set();
+        self.open.insert(self.next, set);
+        self.next
+    }
+
+    fn protect(&mut self, number: u64, digest: &Digest) {
+        if let Some(set) = self.open.get_mut(&number) {
+            set.insert(digest);
+        }
+    }
+
+    fn close(&mut self, number: u64) {
+        let set = self.open.remove(&number);
+        if let (Some(kept), Some(set)) = (&mut self.kept, set) {
+            kept.merge(set);
+        }
+    }
+}

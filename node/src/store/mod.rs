@@ -1,0 +1,311 @@
+//! What is on disk: blocks, and the records of NARs, paths and pins.
+//!
+//! ```text
+//! STORE/lock      held while a process has the store open
+//! STORE/format    version of the store, and its salt (see `record`)
+//! STORE/packs/    00000001.pack …: append-only segments, the log of everything; the truth
+//! STORE/index/    sled, derived from the packs
+//! STORE/reserve   space that GC may use on a full disk
+//! ```
+//!
+//! Invariants:
+//! - Acknowledged is durable: append → fdatasync → index → return. The packs alone rebuild the index.
+//! - What a record refers to lies before it in the log, so one sync covers both.
+//! - A block is hashed on its way out; bytes that do not match are never served.
+//! - GC deletes only what no pin reaches and no lease protects, and nothing deleted or unpublished comes back.
+//! - Only blocks of published DAGs are public.
+//!
+//! Everything is synchronous; callers of an async runtime use its blocking threads.
+
+mod apply;
+mod commit;
+mod digest_set;
+mod disk;
+mod error;
+mod gc;
+mod index;
+mod lease;
+mod log;
+mod open;
+mod ops;
+mod public;
+mod record;
+mod replay;
+mod segments;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod walk;
+
+pub use error::StoreError;
+pub use gc::{GcOptions, GcReport};
+pub use lease::{Lease, Put};
+pub use ops::{CidPin, NarRecord, Op, PathRecord};
+pub use replay::Recovery;
+pub use verify::VerifyReport;
+
+use bytes::Bytes;
+use digest_set::DigestSet;
+use index::BlockRow;
+use lease::Leases;
+use log::Log;
+use nipfs_proto::Cid;
+use nipfs_proto::block::{Block, Digest, MAX_BLOCK};
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::store_path::StorePathHash;
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// How often a read follows a block that GC moves before it gives up.
+const MAX_MOVES: usize = 4;
+/// Damaged blocks that are remembered, so that a fresh copy can take their place.
+const MAX_DAMAGED: usize = 1 << 16;
+
+/// Where the bytes of a block lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Location {
+    /// In a pack segment.
+    Pack {
+        /// Number of the segment.
+        segment: u32,
+        /// Byte offset of the record in the segment.
+        offset: u32,
+        /// Bytes of the payload.
+        stored: u32,
+        /// The payload is a zstd frame.
+        zstd: bool,
+    },
+}
+
+impl Location {
+    /// Bytes the block takes in the packs.
+    fn stored(&self) -> u32 {
+        let Self::Pack { stored, .. } = self;
+        *stored
+    }
+}
+
+/// The open store. Clones share it; it closes with the last one.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    log: Log,
+    leases: Mutex<Leases>,
+    /// Read by commits until they are in the index, written by who must see no commit half done.
+    commits: RwLock<()>,
+    /// GC, repair and the like: one at a time.
+    gc: Mutex<()>,
+    /// While blocks are being hidden: what commits publish.
+    publishing: Mutex<Option<DigestSet>>,
+    /// Who hides blocks; one at a time.
+    refresh: Mutex<()>,
+    damaged: Mutex<HashSet<Digest>>,
+    recovery: Recovery,
+    /// Last, so that it is unlocked after the index is closed.
+    _lock: File,
+}
+
+/// What is in the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes they take in the packs.
+    pub stored_bytes: u64,
+    /// Bytes they have.
+    pub logical_bytes: u64,
+    /// Pinned paths and pinned CIDs.
+    pub roots: u64,
+}
+
+impl Store {
+    /// The directory of the store.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// What opening the store found and did.
+    #[must_use]
+    pub fn recovery(&self) -> &Recovery {
+        &self.0.recovery
+    }
+
+    /// Begins to write: see [`Lease`].
+    pub fn lease(&self) -> Lease {
+        Lease::new(self.clone())
+    }
+
+    /// Makes changes to the records that need no new blocks: see [`Lease::commit`].
+    ///
+    /// # Errors
+    /// As [`Lease::commit`].
+    pub fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        self.lease().commit(ops)
+    }
+
+    /// The bytes of a block, hashed on the way out; `None` when it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], I/O.
+    pub fn get(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.block(&digest.raw_cid())?.map(|block| block.into_parts().1))
+    }
+
+    /// The block of a CID, hashed on the way out; `None` when it is not here or its CID is not accepted. The block
+    /// of an identity CID is always here.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], I/O.
+    pub fn block(&self, cid: &Cid) -> Result<Option<Block>, StoreError> {
+        let Ok(Some(digest)) = Digest::of_cid(cid) else { return Ok(Block::inline(cid)) };
+        let mut row = self.0.log.lookup(&digest)?;
+        for _ in 0..MAX_MOVES {
+            let Some(BlockRow { location, size, .. }) = row else { return Ok(None) };
+            if let Some(bytes) = self.read(&location, size)?
+                && let Ok(block) = Block::verify(*cid, bytes)
+            {
+                return Ok(Some(block));
+            }
+            // GC may have moved or deleted it under the read: only a row that is still the same is damaged.
+            let again = self.0.log.lookup(&digest)?;
+            if again.is_some_and(|row| row.location == location) {
+                return Err(self.damaged(digest, &location));
+            }
+            row = again;
+        }
+        Ok(None)
+    }
+
+    /// Whether a block is here and not known to be damaged.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn has(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.size(digest)?.is_some())
+    }
+
+    /// The size of a block in bytes; `None` when it is not here or known to be damaged.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn size(&self, digest: &Digest) -> Result<Option<u32>, StoreError> {
+        let row = self.0.log.lookup(digest)?;
+        Ok(row.filter(|_| !lock(&self.0.damaged).contains(digest)).map(|row| row.size))
+    }
+
+    /// Whether a block is here and belongs to a published DAG.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn is_public(&self, digest: &Digest) -> Result<bool, StoreError> {
+        // A block that GC moves is in the overlay without the flag.
+        Ok(self.0.log.lookup(digest)?.is_some() && self.0.log.index.block(digest)?.is_some_and(|row| row.public))
+    }
+
+    /// The record of a NAR.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn nar(&self, hash: &NarHash) -> Result<Option<NarRecord>, StoreError> {
+        self.0.log.index.nar(hash)
+    }
+
+    /// The record of a path, by its hash part.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn path(&self, hash: &StorePathHash) -> Result<Option<PathRecord>, StoreError> {
+        self.0.log.index.path(hash)
+    }
+
+    /// The records of all paths, in the order of their hash parts, read as they are asked for.
+    pub fn paths(&self) -> impl Iterator<Item = Result<PathRecord, StoreError>> + use<> {
+        self.0.log.index.paths()
+    }
+
+    /// The records of all NARs, in the order of their hashes, read as they are asked for.
+    pub fn nars(&self) -> impl Iterator<Item = Result<NarRecord, StoreError>> + use<> {
+        self.0.log.index.nars()
+    }
+
+    /// All pinned CIDs.
+    pub fn pins(&self) -> impl Iterator<Item = Result<CidPin, StoreError>> + use<> {
+        self.0.log.index.pins()
+    }
+
+    /// Counts what is here. Reads all path records.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn stats(&self) -> Result<Stats, StoreError> {
+        let totals = self.0.log.index.state().totals;
+        let mut roots = 0;
+        for path in self.paths() {
+            roots += u64::from(path?.pinned);
+        }
+        for pin in self.pins() {
+            pin?;
+            roots += 1;
+        }
+        Ok(Stats { blocks: totals.blocks, stored_bytes: totals.stored, logical_bytes: totals.plain, roots })
+    }
+
+    /// Appends a block unless it is there by now; `packed` is its zstd frame, if that is to be stored.
+    fn append(&self, digest: Digest, bytes: &[u8], packed: Option<&[u8]>) -> Result<bool, StoreError> {
+        let log = &self.0.log;
+        log.relieve()?;
+        let payload = packed.unwrap_or(bytes);
+        log.check_space(payload.len() as u64)?;
+        let mut tail = log.tail();
+        if self.has(&digest)? {
+            return Ok(false);
+        }
+        let size = u32::try_from(bytes.len()).map_err(|_| StoreError::CommitTooLarge(bytes.len()))?;
+        log.append_block(&mut tail, digest, size, packed.is_some(), payload)?;
+        drop(tail);
+        lock(&self.0.damaged).remove(&digest);
+        Ok(true)
+    }
+
+    /// The plain bytes at a location, not hashed yet; `None` when they cannot be what was stored.
+    fn read(&self, location: &Location, size: u32) -> Result<Option<Bytes>, StoreError> {
+        let Location::Pack { zstd, .. } = *location;
+        let size = size as usize;
+        if size > MAX_BLOCK || location.stored() as usize > MAX_BLOCK + 1024 {
+            return Ok(None);
+        }
+        let payload = self.0.log.segments.payload(location)?;
+        let plain = match payload {
+            Some(payload) if zstd => zstd::bulk::decompress(&payload, size).ok(),
+            other => other,
+        };
+        Ok(plain.filter(|plain| plain.len() == size).map(Bytes::from))
+    }
+
+    fn damaged(&self, digest: Digest, location: &Location) -> StoreError {
+        let mut damaged = lock(&self.0.damaged);
+        if damaged.len() < MAX_DAMAGED {
+            damaged.insert(digest);
+        }
+        let Location::Pack { segment, offset, .. } = *location;
+        StoreError::Damaged { digest, segment, offset }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.0.dir.display())
+    }
+}
+
+/// Locks a mutex; what it guards stays valid when a holder panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,164 @@
+//! Opening a store: lock, version, index, replay.
+
+use super::disk::{self, Disk};
+use super::index::{Index, Position};
+use super::lease::Leases;
+use super::log::{self, Log, MARGIN};
+use super::record::{SEGMENT_HEADER, Salt};
+use super::replay::{self, Recovery};
+use super::segments::{self, Segment, Segments};
+use super::{Inner, Store, StoreError};
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock};
+
+/// The version this code writes.
+const FORMAT: &str = "1";
+/// Bytes that GC may use on a full disk.
+const RESERVE: u64 = 4 << 20;
+
+impl Store {
+    /// Opens the store in `dir`, making an empty one if there is none, and brings the index up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`StoreError::Newer`], [`StoreError::BadFile`], I/O.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_on(dir, Disk::default(), log::SEGMENT_SIZE)
+    }
+
+    /// Opens a store with segments of another size.
+    pub(super) fn open_on(dir: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
+        fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
+        let lock = acquire(dir)?;
+        let packs = dir.join("packs");
+        let salt = format(dir, &packs, &disk)?;
+        fs::create_dir_all(&packs).map_err(StoreError::io("create", &packs))?;
+        disk.sync_dir(dir)?;
+        let segments = Segments::new(packs, disk, salt);
+        let mut recovery = Recovery::default();
+        let (index, last) = open_index(dir, &segments, &mut recovery)?;
+        let (segment, end) = match last {
+            Some(last) => last,
+            None => (segments.create(1)?, SEGMENT_HEADER as u64),
+        };
+        let inner = Inner {
+            dir: dir.to_owned(),
+            log: Log::new(segments, index, segment, end, segment_size),
+            leases: Mutex::new(Leases::default()),
+            commits: RwLock::new(()),
+            gc: Mutex::new(()),
+            publishing: Mutex::new(None),
+            refresh: Mutex::new(()),
+            damaged: Mutex::new(HashSet::new()),
+            recovery,
+            _lock: lock,
+        };
+        let store = Self(Arc::new(inner));
+        store.fill_reserve();
+        store.finish_publishing()?;
+        Ok(store)
+    }
+
+    /// Sets space aside for GC, if there is enough.
+    pub(super) fn fill_reserve(&self) {
+        let path = self.dir().join("reserve");
+        if disk::available(self.dir()).is_ok_and(|free| free > MARGIN + RESERVE) && !path.exists() {
+            let file = OpenOptions::new().write(true).create_new(true).open(&path);
+            let filled = file.map(|file| rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, RESERVE));
+            if !matches!(filled, Ok(Ok(()))) {
+                tracing::debug!(path = %path.display(), "no space is set aside for GC");
+            }
+        }
+    }
+
+    /// Gives the space that was set aside to whoever is first.
+    pub(super) fn spend_reserve(&self) {
+        // Nothing was set aside when there is no such file.
+        let _ = fs::remove_file(self.dir().join("reserve"));
+    }
+}
+
+/// Takes the lock that one process holds.
+fn acquire(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join("lock");
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = open.map_err(StoreError::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path)(e)),
+    }
+}
+
+/// Checks the version of the store, or sets it for a new one, and returns the salt.
+fn format(dir: &Path, packs: &Path, disk: &Disk) -> Result<Salt, StoreError> {
+    let path = dir.join("format");
+    let found = match fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(StoreError::io("read", &path)(e)),
+    };
+    if let Some(text) = found {
+        let mut lines = text.lines();
+        return match (lines.next(), lines.next().and_then(|line| line.strip_prefix("salt "))) {
+            (Some(FORMAT), Some(salt)) => parse_salt(salt).ok_or(StoreError::BadFile(path)),
+            (Some(version), _) if version.parse::<u32>().is_ok_and(|version| version > 1) => {
+                Err(StoreError::Newer { path: dir.to_owned(), version: version.to_owned() })
+            }
+            _ => Err(StoreError::BadFile(path)),
+        };
+    }
+    // A new store; or one that lost this file, whose segments all repeat the salt.
+    let known = if packs.exists() { segments::find_salt(packs)? } else { None };
+    let salt = known.unwrap_or_else(|| rand::random::<u128>().to_le_bytes());
+    disk.replace(&path, format!("{FORMAT}\nsalt {:032x}\n", u128::from_be_bytes(salt)).as_bytes())?;
+    Ok(salt)
+}
+
+fn parse_salt(text: &str) -> Option<Salt> {
+    u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32).map(u128::to_be_bytes)
+}
+
+type Opened = (Index, Option<(Arc<Segment>, u64)>);
+
+/// Opens the index and replays the log behind its position; rebuilds it from all packs when that is not possible.
+fn open_index(dir: &Path, segments: &Segments, recovery: &mut Recovery) -> Result<Opened, StoreError> {
+    let path = dir.join("index");
+    match follow(&path, segments, recovery) {
+        Ok(Some(opened)) => return Ok(opened),
+        Ok(None) => tracing::info!("the index does not fit the packs: rebuilding it"),
+        Err(StoreError::Index(error)) => tracing::warn!(%error, "the index cannot be read: rebuilding it"),
+        Err(error) => return Err(error),
+    }
+    match fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", &path)(e)),
+        _ => {}
+    }
+    *recovery = Recovery { rebuilt: true, ..Recovery::default() };
+    let index = Index::open(&path)?;
+    let last = replay::replay(segments, &index, Position::default(), recovery)?;
+    index.flush()?;
+    Ok((index, last))
+}
+
+/// `None` when the position that the index remembers is not in the packs.
+fn follow(path: &Path, segments: &Segments, recovery: &mut Recovery) -> Result<Option<Opened>, StoreError> {
+    let fresh = !path.exists();
+    let has_segments = !segments.list()?.is_empty();
+    if fresh && has_segments {
+        return Ok(None);
+    }
+    let index = Index::open(path)?;
+    let from = index.state().position;
+    let length = match segments.open(from.segment)? {
+        Some(segment) => segment.len()?,
+        None => 0,
+    };
+    if has_segments && (from == Position::default() || length < from.offset) {
+        return Ok(None);
+    }
+    let last = replay::replay(segments, &index, from, recovery)?;
+    Ok(Some((index, last)))
+}

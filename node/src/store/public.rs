@@ -1,0 +1,104 @@
+//! Which blocks everybody may see: those of published paths and of pinned CIDs.
+//!
+//! The flag of a block is derived. A commit leaves a note in the index of what must be done about it, in the same
+//! batch as its rows, so that a crash in between is made good when the store is opened.
+
+use super::{Digest, Store, StoreError, apply, index, lock};
+use nipfs_proto::Cid;
+use std::sync::PoisonError;
+
+impl Store {
+    /// Makes good what an interrupted commit left to be done.
+    pub(super) fn finish_publishing(&self) -> Result<(), StoreError> {
+        self.show_published()?;
+        self.hide_unpublished()
+    }
+
+    /// Makes the blocks public that commits have published. A block that is missing is passed over.
+    pub(super) fn show_published(&self) -> Result<(), StoreError> {
+        let index = &self.0.log.index;
+        let roots = index.unshown()?;
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let mut seen = lock(&self.0.leases).empty_set();
+        let mut batch = Vec::with_capacity(index::MAX_ROWS);
+        for root in &roots {
+            let walked = self.walk(root, &mut seen, |_, digest, row| {
+                if let Some(published) = &mut *lock(&self.0.publishing) {
+                    published.insert(digest);
+                }
+                batch.extend(row.filter(|row| !row.public).map(|_| *digest));
+                if batch.len() < index::MAX_ROWS {
+                    return Ok(());
+                }
+                apply::set_public(index, &std::mem::take(&mut batch), true)
+            });
+            tolerate(root, walked)?;
+        }
+        apply::set_public(index, &batch, true)?;
+        apply::shown(index, &roots)
+    }
+
+    /// Hides every block that no published path and no pin reaches any more, if there may be one.
+    pub(super) fn hide_unpublished(&self) -> Result<(), StoreError> {
+        let _one = lock(&self.0.refresh);
+        let index = &self.0.log.index;
+        let Some(stale) = index.stale_public()? else { return Ok(()) };
+        let mut reached = {
+            let leases = lock(&self.0.leases);
+            *lock(&self.0.publishing) = Some(leases.empty_set());
+            leases.empty_set()
+        };
+        let hidden = self.unreached_public(&mut reached);
+        // No commit is half done from here on, and what was published meanwhile is known.
+        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let published = lock(&self.0.publishing).take();
+        let mut hidden = hidden?;
+        hidden.retain(|digest| !published.as_ref().is_some_and(|set| set.contains(digest)));
+        for batch in hidden.chunks(index::MAX_ROWS) {
+            apply::set_public(index, batch, false)?;
+        }
+        apply::public_is_fresh(index, &stale)
+    }
+
+    fn unreached_public(&self, reached: &mut super::DigestSet) -> Result<Vec<Digest>, StoreError> {
+        let index = &self.0.log.index;
+        for root in self.published_roots()? {
+            tolerate(&root, self.walk(&root, reached, |_, _, _| Ok(())))?;
+        }
+        let mut hidden = Vec::new();
+        for block in index.blocks() {
+            let (digest, row) = block?;
+            hidden.extend((row.public && !reached.contains(&digest)).then_some(digest));
+        }
+        Ok(hidden)
+    }
+
+    fn published_roots(&self) -> Result<Vec<Cid>, StoreError> {
+        let mut roots = Vec::new();
+        for path in self.paths() {
+            let path = path?;
+            if path.published
+                && let Some(nar) = self.nar(&path.nar_hash)?
+            {
+                roots.extend(nar.roots.into_iter().map(|(_, cid)| cid));
+            }
+        }
+        for pin in self.pins() {
+            roots.push(pin?.cid);
+        }
+        Ok(roots)
+    }
+}
+
+/// A DAG that cannot be walked to its end is public as far as it can.
+fn tolerate(root: &Cid, walked: Result<(), StoreError>) -> Result<(), StoreError> {
+    match walked {
+        Err(StoreError::Unreadable { node, source, .. }) => {
+            tracing::warn!(%root, %node, error = %source, "a published DAG cannot be read");
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,194 @@
+//! The bytes of a pack segment: one segment header, then records.
+//!
+//! ```text
+//! segment   magic 8 · version u32 · number u32 · salt 16 · zero 28 · crc u32              = 64 bytes
+//! record    magic u32 · kind u8 · flags u8 · zero u16 · offset u32 · durable u32 ·
+//!           stored u32 · plain u32 · digest 32 · payload crc u32 · header crc u32          = 64 bytes
+//!           payload (stored bytes) · zeros up to a multiple of 8
+//! ```
+//!
+//! Numbers are little-endian; checksums are CRC-32C. `offset` is the record's own place in its segment and
+//! the header checksum starts with the store's random salt, so that bytes of a payload cannot pose as a
+//! record when a scan has to look for the next one behind damage. `durable` says up to where the segment
+//! was known to be on disk when the record was written: a bad record before that point is damage, one
+//! behind it may be the torn end of an interrupted write.
+//!
+//! A payload is never all zeros, so that a hole punched over it cannot be taken for its content.
+
+use nipfs_proto::block::{Digest, MAX_BLOCK};
+
+/// Bytes of a segment header.
+pub(super) const SEGMENT_HEADER: usize = 64;
+/// Bytes of a record header.
+pub(super) const RECORD_HEADER: usize = 64;
+/// Records start at multiples of this.
+pub(super) const ALIGN: usize = 8;
+/// Largest payload of a batch record in bytes.
+pub(super) const MAX_BATCH: usize = 16 << 20;
+/// Version of the pack format.
+const VERSION: u32 = 1;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"nipfspak";
+const RECORD_MAGIC: &[u8; 4] = b"nREC";
+const FLAG_ZSTD: u8 = 1;
+
+/// Random bytes of one store that every header checksum starts with.
+pub(super) type Salt = [u8; 16];
+
+/// What a record holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The bytes of one block.
+    Block,
+    /// A list of changes that happen together.
+    Batch,
+}
+
+/// A record's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) kind: Kind,
+    /// The payload is one zstd frame.
+    pub(super) zstd: bool,
+    /// Byte offset of this record in its segment.
+    pub(super) offset: u32,
+    /// The segment was known to be durable up to here when this record was written.
+    pub(super) durable: u32,
+    /// Bytes of the payload.
+    pub(super) stored: u32,
+    /// Bytes of the payload after decompression.
+    pub(super) plain: u32,
+    /// Digest of the plain bytes.
+    pub(super) digest: Digest,
+    pub(super) payload_crc: u32,
+}
+
+impl Header {
+    pub(super) fn encode(&self, salt: &Salt) -> [u8; RECORD_HEADER] {
+        let mut out = [0; RECORD_HEADER];
+        out[..4].copy_from_slice(RECORD_MAGIC);
+        out[4] = match self.kind {
+            Kind::Block => 1,
+            Kind::Batch => 2,
+        };
+        out[5] = if self.zstd { FLAG_ZSTD } else { 0 };
+        out[8..12].copy_from_slice(&self.offset.to_le_bytes());
+        out[12..16].copy_from_slice(&self.durable.to_le_bytes());
+        out[16..20].copy_from_slice(&self.stored.to_le_bytes());
+        out[20..24].copy_from_slice(&self.plain.to_le_bytes());
+        out[24..56].copy_from_slice(&self.digest.0);
+        out[56..60].copy_from_slice(&self.payload_crc.to_le_bytes());
+        let crc = salted_crc(salt, &out[..60]);
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// The header in `bytes`, if it is one, belongs to this store and lies at `offset`.
+    pub(super) fn decode(bytes: &[u8; RECORD_HEADER], offset: u64, salt: &Salt) -> Option<Self> {
+        if &bytes[..4] != RECORD_MAGIC || salted_crc(salt, &bytes[..60]) != word(bytes, 60) {
+            return None;
+        }
+        let (kind, limit) = match bytes[4] {
+            1 => (Kind::Block, MAX_BLOCK),
+            2 => (Kind::Batch, MAX_BATCH),
+            _ => return None,
+        };
+        let header = Self {
+            kind,
+            zstd: bytes[5] & FLAG_ZSTD != 0,
+            offset: word(bytes, 8),
+            durable: word(bytes, 12),
+            stored: word(bytes, 16),
+            plain: word(bytes, 20),
+            digest: Digest(bytes[24..56].try_into().ok()?),
+            payload_crc: word(bytes, 56),
+        };
+        // A frame around bytes that do not compress is a little longer than they are.
+        let limit = u32::try_from(limit).ok()?;
+        let fits = header.plain <= limit && header.stored <= limit + 1024;
+        (fits && u64::from(header.offset) == offset).then_some(header)
+    }
+
+    /// Offset of the payload in the segment.
+    pub(super) fn payload(&self) -> u64 {
+        u64::from(self.offset) + RECORD_HEADER as u64
+    }
+
+    /// Offset of the next record in the segment.
+    pub(super) fn end(&self) -> u64 {
+        (self.payload() + u64::from(self.stored)).next_multiple_of(ALIGN as u64)
+    }
+}
+
+/// The header of segment `number`.
+pub(super) fn segment_header(number: u32, salt: &Salt) -> [u8; SEGMENT_HEADER] {
+    let mut out = [0; SEGMENT_HEADER];
+    out[..8].copy_from_slice(SEGMENT_MAGIC);
+    out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    out[12..16].copy_from_slice(&number.to_le_bytes());
+    out[16..32].copy_from_slice(salt);
+    let crc = crc32c::crc32c(&out[..60]);
+    out[60..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// The salt in the header of segment `number`; `None` when these bytes are not that header.
+pub(super) fn segment_salt(bytes: &[u8; SEGMENT_HEADER], number: u32) -> Option<Salt> {
+    let good = &bytes[..8] == SEGMENT_MAGIC
+        && crc32c::crc32c(&bytes[..60]) == word(bytes, 60)
+        && word(bytes, 8) == VERSION
+        && word(bytes, 12) == number;
+    bytes[16..32].try_into().ok().filter(|_| good)
+}
+
+fn salted_crc(salt: &Salt, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(salt), bytes)
+}
+
+fn word(bytes: &[u8; 64], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        let digest = Digest::of(b"x");
+        Header { kind: Kind::Block, zstd: true, offset: 128, durable: 64, stored: 9, plain: 20, digest, payload_crc: 7 }
+    }
+
+    #[test]
+    fn a_header_survives_the_round_trip_and_ends_aligned() {
+        let salt = [3; 16];
+        assert_eq!(Header::decode(&header().encode(&salt), 128, &salt), Some(header()));
+        assert_eq!(header().end(), 208);
+    }
+
+    #[test]
+    fn any_flipped_bit_wrong_place_or_foreign_salt_is_refused() {
+        let salt = [3; 16];
+        let good = header().encode(&salt);
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&bad, 128, &salt), None, "bit {bit}");
+        }
+        assert_eq!(Header::decode(&good, 192, &salt), None);
+        assert_eq!(Header::decode(&good, 128, &[4; 16]), None);
+    }
+
+    #[test]
+    fn lengths_over_the_limits_are_refused() {
+        let salt = [0; 16];
+        let huge = Header { stored: u32::MAX, ..header() };
+        assert_eq!(Header::decode(&huge.encode(&salt), 128, &salt), None);
+    }
+
+    #[test]
+    fn a_segment_header_tells_its_salt_for_its_number_only() {
+        let bytes = segment_header(7, &[9; 16]);
+        assert_eq!(segment_salt(&bytes, 7), Some([9; 16]));
+        assert_eq!(segment_salt(&bytes, 8), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Reading the log: what brings the index up to date when a store is opened.
+//!
+//! A record is believed when its header and its payload match their checksums. Behind the point up to which the
+//! log is known to be durable, the first bad record is where an interrupted write ended: the segment is cut there.
+//! Before that point it is damage: it is reported and passed over. A block whose payload is all zeros was erased by
+//! GC and is no damage.
+
+use super::apply::Writer;
+use super::index::{BlockRow, Index, Position};
+use super::log::{Change, What};
+use super::ops::{Batch, Gone};
+use super::record::{ALIGN, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
+use super::segments::{Segment, Segments};
+use super::{Location, StoreError};
+use std::sync::Arc;
+
+/// Bytes read at once when a scan looks for the next record behind damage.
+const WINDOW: usize = 1 << 20;
+/// Damaged places that a report names; more are only counted.
+const MAX_NAMED: usize = 1_000;
+
+/// What opening the store found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The index was rebuilt from all packs.
+    pub rebuilt: bool,
+    /// Records of the log that were applied to the index.
+    pub replayed: u64,
+    /// Bytes of an interrupted write that were cut off.
+    pub cut: u64,
+    /// Damaged places in the packs.
+    pub damages: u64,
+    /// The first of them: segment and byte offset.
+    pub damaged: Vec<(u32, u64)>,
+}
+
+impl Recovery {
+    fn damage(&mut self, segment: &Segment, offset: u64) {
+        self.damages += 1;
+        if self.damaged.len() < MAX_NAMED {
+            self.damaged.push((segment.number, offset));
+        }
+        tracing::warn!(segment = segment.number, offset, "damaged record in the packs");
+    }
+}
+
+/// Applies everything behind `from` to the index, cuts off a torn end, and returns the last segment with the
+/// offset at which the log goes on. `None` when there are no segments yet.
+pub(super) fn replay(
+    segments: &Segments,
+    index: &Index,
+    from: Position,
+    report: &mut Recovery,
+) -> Result<Option<(Arc<Segment>, u64)>, StoreError> {
+    let numbers = segments.list()?;
+    let mut last = None;
+    for &number in numbers.iter().filter(|number| **number >= from.segment) {
+        let Some(segment) = segments.open(number)? else { continue };
+        let length = segment.len()?;
+        let start = if number == from.segment { from.offset } else { 0 }.max(SEGMENT_HEADER as u64);
+        let durable =
+            if Some(&number) == numbers.last() { known_durable(segments, &segment, start, length)? } else { length };
+        let end = apply_segment(segments, index, &segment, start..length, durable, report)?;
+        last = Some((segment, end));
+    }
+    Ok(last)
+}
+
+/// Up to where the last segment was synced, as far as later records tell.
+fn known_durable(segments: &Segments, segment: &Segment, start: u64, length: u64) -> Result<u64, StoreError> {
+    let (mut at, mut durable) = (start, start);
+    while let Some(header) = next_header(segments, segment, at, length)? {
+        durable = durable.max(u64::from(header.durable));
+        at = header.end();
+    }
+    Ok(durable)
+}
+
+fn apply_segment(
+    segments: &Segments,
+    index: &Index,
+    segment: &Segment,
+    range: std::ops::Range<u64>,
+    durable: u64,
+    report: &mut Recovery,
+) -> Result<u64, StoreError> {
+    let length = range.end;
+    let mut writer = Writer::new(index);
+    let mut at = range.start;
+    while at < length {
+        let header = segment.header(at, &segments.salt)?;
+        let record = match &header {
+            Some(header) => read_record(segment, header)?,
+            None => Found::Bad,
+        };
+        match (record, header) {
+            (Found::Record(what), Some(header)) => {
+                at = header.end().min(length);
+                if let What::Batch(batch) = &*what {
+                    erase_again(segments, &batch.gone)?;
+                }
+                writer.apply(&Change { end: Position { segment: segment.number, offset: at }, what: *what })?;
+                report.replayed += 1;
+            }
+            (Found::Erased, Some(header)) => at = header.end(),
+            _ if at >= durable => {
+                report.cut += length - at;
+                segments.disk.truncate(&segment.file, &segment.path, at)?;
+                segments.disk.sync(&segment.file, &segment.path)?;
+                break;
+            }
+            (_, Some(header)) => {
+                report.damage(segment, at);
+                at = header.end();
+            }
+            (_, None) => {
+                report.damage(segment, at);
+                at = next_header(segments, segment, at, length)?.map_or(length, |header| u64::from(header.offset));
+            }
+        }
+    }
+    writer.advance(Position { segment: segment.number, offset: at });
+    writer.finish()?;
+    Ok(at)
+}
+
+/// Carries out deletions once more: the first time may not have survived a power cut.
+pub(super) fn erase_again(segments: &Segments, gone: &[Gone]) -> Result<(), StoreError> {
+    for Gone { digest, segment: number, offset } in gone {
+        let Some(segment) = segments.open(*number)? else { continue };
+        let header = segment.header(u64::from(*offset), &segments.salt)?;
+        if let Some(header) = header.filter(|header| header.kind == Kind::Block && header.digest == *digest) {
+            segments.disk.erase(&segment.file, &segment.path, header.payload(), u64::from(header.stored))?;
+        }
+    }
+    Ok(())
+}
+
+enum Found {
+    Record(Box<What>),
+    Erased,
+    Bad,
+}
+
+fn read_record(segment: &Segment, header: &Header) -> Result<Found, StoreError> {
+    let Some(payload) = segment.read(header.payload(), header.stored as usize)? else { return Ok(Found::Bad) };
+    if crc32c::crc32c(&payload) != header.payload_crc {
+        let erased = header.kind == Kind::Block && payload.iter().all(|byte| *byte == 0);
+        return Ok(if erased { Found::Erased } else { Found::Bad });
+    }
+    Ok(match header.kind {
+        Kind::Block => {
+            let Header { offset, stored, zstd, plain, digest, .. } = *header;
+            let location = Location::Pack { segment: segment.number, offset, stored, zstd };
+            Found::Record(Box::new(What::Block(digest, BlockRow { location, size: plain, public: false })))
+        }
+        Kind::Batch => Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))),
+    })
+}
+
+/// The first valid record header at or behind `at`.
+pub(super) fn next_header(
+    segments: &Segments,
+    segment: &Segment,
+    at: u64,
+    length: u64,
+) -> Result<Option<Header>, StoreError> {
+    if let Some(header) = segment.header(at, &segments.salt)? {
+        return Ok(Some(header));
+    }
+    let mut start = at.next_multiple_of(ALIGN as u64);
+    while start + RECORD_HEADER as u64 <= length {
+        let window = usize::try_from(length - start).map_or(WINDOW, |left| left.min(WINDOW));
+        let Some(bytes) = segment.read(start, window)? else { return Ok(None) };
+        let mut within = 0;
+        while let Some(candidate) = bytes.get(within..within + RECORD_HEADER) {
+            if let Ok(candidate) = candidate.try_into()
+                && let Some(header) = Header::decode(candidate, start + within as u64, &segments.salt)
+            {
+                return Ok(Some(header));
+            }
+            within += ALIGN;
+        }
+        start += within as u64;
+    }
+    Ok(None)
+}

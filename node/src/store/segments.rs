@@ -1,0 +1,173 @@
+//! The pack segments as files: `packs/00000001.pack` and so on.
+//!
+//! Files are opened when needed and at most [`MAX_OPEN`] stay open; a reader that has one keeps it, even if GC
+//! unlinks the segment meanwhile.
+
+use super::StoreError;
+use super::disk::Disk;
+use super::record::{self, Header, RECORD_HEADER, SEGMENT_HEADER, Salt};
+use super::{Location, lock};
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Segment files kept open.
+const MAX_OPEN: usize = 16;
+
+/// One open segment file.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) number: u32,
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+impl Segment {
+    pub(super) fn len(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(StoreError::io("read", &self.path))?.len())
+    }
+
+    /// Reads exactly `len` bytes; `None` when the file ends before.
+    pub(super) fn read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = vec![0; len];
+        match self.file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(e) => Err(StoreError::io("read", &self.path)(e)),
+        }
+    }
+
+    /// The valid record header at `offset`.
+    pub(super) fn header(&self, offset: u64, salt: &Salt) -> Result<Option<Header>, StoreError> {
+        let bytes = self.read(offset, RECORD_HEADER)?;
+        let bytes = bytes.and_then(|bytes| <[u8; RECORD_HEADER]>::try_from(bytes).ok());
+        Ok(bytes.and_then(|bytes| Header::decode(&bytes, offset, salt)))
+    }
+}
+
+/// All segments of a store.
+#[derive(Debug)]
+pub(super) struct Segments {
+    dir: PathBuf,
+    pub(super) disk: Disk,
+    pub(super) salt: Salt,
+    /// Most recently used last.
+    open: Mutex<VecDeque<Arc<Segment>>>,
+}
+
+impl Segments {
+    pub(super) fn new(dir: PathBuf, disk: Disk, salt: Salt) -> Self {
+        Self { dir, disk, salt, open: Mutex::default() }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The numbers of all segments, ascending.
+    pub(super) fn list(&self) -> Result<Vec<u32>, StoreError> {
+        list(&self.dir)
+    }
+
+    /// Opens a segment; `None` when there is no such file.
+    pub(super) fn open(&self, number: u32) -> Result<Option<Arc<Segment>>, StoreError> {
+        let mut open = lock(&self.open);
+        if let Some(at) = open.iter().position(|segment| segment.number == number) {
+            let segment = open.remove(at);
+            open.extend(segment.clone());
+            return Ok(segment);
+        }
+        let path = path(&self.dir, number);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => {
+                let segment = Arc::new(Segment { number, path, file });
+                if open.len() == MAX_OPEN {
+                    open.pop_front();
+                }
+                open.push_back(Arc::clone(&segment));
+                Ok(Some(segment))
+            }
+            // Something else in its place holds nothing of ours.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
+            Err(e) => Err(StoreError::io("open", &path)(e)),
+        }
+    }
+
+    /// Makes the next segment: when this returns, it survives a power cut.
+    pub(super) fn create(&self, number: u32) -> Result<Arc<Segment>, StoreError> {
+        let path = path(&self.dir, number);
+        let file = self.disk.create(&path)?;
+        let fill = || {
+            self.disk.write_at(&file, &path, &record::segment_header(number, &self.salt), 0)?;
+            self.disk.sync(&file, &path)?;
+            self.disk.sync_dir(&self.dir)
+        };
+        if let Err(error) = fill() {
+            // Half a segment is harmless where it cannot be removed: it has no records.
+            let _ = self.disk.remove(&path);
+            return Err(error);
+        }
+        Ok(Arc::new(Segment { number, path, file }))
+    }
+
+    /// Unlinks a segment.
+    pub(super) fn remove(&self, number: u32) -> Result<(), StoreError> {
+        lock(&self.open).retain(|segment| segment.number != number);
+        self.disk.remove(&path(&self.dir, number))
+    }
+
+    /// The payload at a location; `None` when the segment is gone or ends before it.
+    pub(super) fn payload(&self, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
+        let Location::Pack { segment, offset, stored, .. } = *location;
+        let Some(segment) = self.open(segment)? else { return Ok(None) };
+        segment.read(u64::from(offset) + RECORD_HEADER as u64, stored as usize)
+    }
+
+    /// Erases the payload at a location. A segment that is gone needs none.
+    pub(super) fn erase(&self, location: &Location) -> Result<(), StoreError> {
+        let Location::Pack { segment, offset, stored, .. } = *location;
+        let Some(segment) = self.open(segment)? else { return Ok(()) };
+        let payload = u64::from(offset) + RECORD_HEADER as u64;
+        self.disk.erase(&segment.file, &segment.path, payload, u64::from(stored))
+    }
+
+    /// Makes a segment durable, with the holes in it.
+    pub(super) fn sync(&self, number: u32) -> Result<(), StoreError> {
+        match self.open(number)? {
+            Some(segment) => self.disk.sync(&segment.file, &segment.path),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The numbers of the segments in a directory, ascending; foreign names are passed over.
+pub(super) fn list(dir: &Path) -> Result<Vec<u32>, StoreError> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let name = entry.map_err(StoreError::io("list", dir))?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".pack")).filter(|digits| digits.len() == 8);
+        numbers.extend(number.and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The salt in the first segment of `dir` whose header is whole.
+pub(super) fn find_salt(dir: &Path) -> Result<Option<Salt>, StoreError> {
+    for number in list(dir)? {
+        let path = path(dir, number);
+        let mut header = [0; SEGMENT_HEADER];
+        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut header, 0));
+        if let Some(salt) = read.ok().and_then(|()| record::segment_salt(&header, number)) {
+            return Ok(Some(salt));
+        }
+    }
+    Ok(None)
+}
+
+fn path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{number:08}.pack"))
+}

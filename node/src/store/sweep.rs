@@ -1,0 +1,215 @@
+//! The sweep: unmarked blocks go, their space is given back, and segments that hold little are let go.
+//!
+//! A deletion is in the log and durable before its row is removed, and the row is removed before the payload is
+//! erased. A segment is unlinked when it holds no live block, after all metadata was written again behind it (a
+//! snapshot) and after every deletion that it records was carried out for good.
+
+use super::digest_set::DigestSet;
+use super::gc::GcReport;
+use super::index::{BlockRow, MAX_ROWS};
+use super::ops::{Batch, Gone, SnapshotPart};
+use super::record::{Kind, RECORD_HEADER, SEGMENT_HEADER};
+use super::replay::{erase_again, next_header};
+use super::{Location, Op, Store, StoreError, lock};
+use nipfs_proto::block::Digest;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::PoisonError;
+
+/// A sealed segment with less than one part in this many alive is compacted.
+const SPARSE: u64 = 4;
+/// Records in one batch of a snapshot.
+const SNAPSHOT_OPS: usize = 500;
+
+/// Bytes of live records in each segment that was sealed when GC began.
+pub(super) struct Live {
+    current: u32,
+    bytes: HashMap<u32, u64>,
+}
+
+impl Store {
+    /// Deletes every block that is neither marked nor leased.
+    pub(super) fn sweep(&self, marked: &DigestSet, report: &mut GcReport) -> Result<Live, StoreError> {
+        let mut live = Live { current: self.0.log.current_segment(), bytes: HashMap::new() };
+        let mut candidates = Vec::with_capacity(MAX_ROWS);
+        for block in self.0.log.index.blocks() {
+            let (digest, row) = block?;
+            if marked.contains(&digest) {
+                live.add(&row);
+                continue;
+            }
+            candidates.push((digest, row));
+            if candidates.len() == MAX_ROWS {
+                self.sweep_some(&mut candidates, &mut live, report)?;
+            }
+        }
+        self.sweep_some(&mut candidates, &mut live, report)?;
+        Ok(live)
+    }
+
+    fn sweep_some(
+        &self,
+        candidates: &mut Vec<(Digest, BlockRow)>,
+        live: &mut Live,
+        report: &mut GcReport,
+    ) -> Result<(), StoreError> {
+        let doomed = self.delete(candidates, |leases, digest| !leases.protects(digest))?;
+        let mut kept = candidates.drain(..).peekable();
+        for (digest, row) in &doomed {
+            while let Some((_, spared)) = kept.next_if(|(candidate, _)| candidate != digest) {
+                live.add(&spared);
+            }
+            kept.next();
+            report.dropped_blocks += 1;
+            report.freed_bytes += u64::from(row.location.stored());
+        }
+        kept.for_each(|(_, spared)| live.add(&spared));
+        Ok(())
+    }
+
+    /// Deletes those of `candidates` that `may_go`, and returns them in the same order.
+    pub(super) fn delete(
+        &self,
+        candidates: &[(Digest, BlockRow)],
+        may_go: impl Fn(&super::lease::Leases, &Digest) -> bool,
+    ) -> Result<Vec<(Digest, BlockRow)>, StoreError> {
+        let log = &self.0.log;
+        // What others have put is synced before, so that they wait only for the little that is written here.
+        log.sync()?;
+        let mut tail = log.tail();
+        let leases = lock(&self.0.leases);
+        let doomed: Vec<_> = candidates.iter().filter(|(digest, _)| may_go(&leases, digest)).copied().collect();
+        if doomed.is_empty() {
+            return Ok(doomed);
+        }
+        let gone = doomed.iter().map(|(digest, row)| {
+            let Location::Pack { segment, offset, .. } = row.location;
+            Gone { digest: *digest, segment, offset }
+        });
+        log.append_batch(&mut tail, Batch { gone: gone.collect(), ..Batch::default() })?;
+        drop(leases);
+        drop(tail);
+        log.sync()?;
+        for (_, row) in &doomed {
+            log.segments.erase(&row.location)?;
+        }
+        Ok(doomed)
+    }
+
+    /// Lets segments go that hold nothing, or so little that moving it is worth while.
+    pub(super) fn reclaim(&self, live: &Live) -> Result<(), StoreError> {
+        let segments = &self.0.log.segments;
+        let mut doomed = Vec::new();
+        for number in segments.list()? {
+            let Some(segment) = segments.open(number)?.filter(|_| number < live.current) else { continue };
+            let bytes = live.bytes.get(&number).copied().unwrap_or(0);
+            let sparse = bytes < segment.len()? / SPARSE;
+            if bytes == 0 || sparse && self.move_blocks(number)? {
+                doomed.push(number);
+            }
+        }
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        self.0.log.sync()?;
+        self.write_snapshot()?;
+        self.settle_deletions(&doomed)?;
+        for number in doomed {
+            segments.remove(number)?;
+        }
+        segments.disk.sync_dir(segments.dir())
+    }
+
+    /// Moves the live blocks of a segment to the end of the log; false when that cannot be done.
+    fn move_blocks(&self, number: u32) -> Result<bool, StoreError> {
+        let log = &self.0.log;
+        let Some(segment) = log.segments.open(number)? else { return Ok(true) };
+        let length = segment.len()?;
+        let mut at = SEGMENT_HEADER as u64;
+        while let Some(header) = next_header(&log.segments, &segment, at, length)? {
+            at = header.end();
+            let here =
+                Location::Pack { segment: number, offset: header.offset, stored: header.stored, zstd: header.zstd };
+            let is_live = || Ok::<_, StoreError>(log.lookup(&header.digest)?.is_some_and(|row| row.location == here));
+            if header.kind != Kind::Block || !is_live()? {
+                continue;
+            }
+            let payload = segment.read(header.payload(), header.stored as usize)?;
+            let Some(payload) = payload.filter(|payload| crc32c::crc32c(payload) == header.payload_crc) else {
+                tracing::warn!(segment = number, offset = header.offset, "a damaged block keeps its segment");
+                return Ok(false);
+            };
+            log.relieve()?;
+            match log.check_space(u64::from(header.stored)) {
+                Err(StoreError::NoSpace { .. }) => return Ok(false),
+                other => other?,
+            }
+            let mut tail = log.tail();
+            if is_live()? {
+                log.append_block(&mut tail, header.digest, header.plain, header.zstd, &payload)?;
+            }
+        }
+        log.sync()?;
+        // A row whose record the scan did not meet (a damaged header) still needs the segment.
+        let lies_here = |row: &BlockRow| matches!(row.location, Location::Pack { segment, .. } if segment == number);
+        for block in log.index.blocks() {
+            if lies_here(&block?.1) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes all metadata once more, at the end of the log.
+    fn write_snapshot(&self) -> Result<(), StoreError> {
+        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let index = &self.0.log.index;
+        let nars = index.nars().map(|nar| nar.map(Op::PutNar));
+        let paths = index.paths().map(|path| path.map(Op::PutPath));
+        let pins = index.pins().map(|pin| pin.map(Op::PutPin));
+        let mut ops = Vec::with_capacity(SNAPSHOT_OPS);
+        let mut first = true;
+        for op in nars.chain(paths).chain(pins) {
+            ops.push(op?);
+            if ops.len() == SNAPSHOT_OPS {
+                self.write_part(std::mem::take(&mut ops), SnapshotPart { first, last: false })?;
+                first = false;
+            }
+        }
+        self.write_part(ops, SnapshotPart { first, last: true })
+    }
+
+    fn write_part(&self, ops: Vec<Op>, part: SnapshotPart) -> Result<(), StoreError> {
+        let log = &self.0.log;
+        log.append_batch(&mut log.tail(), Batch { ops, gone: Vec::new(), snapshot: Some(part) })?;
+        log.sync()
+    }
+
+    /// Carries out for good what segments that are about to go say about blocks in other segments.
+    fn settle_deletions(&self, doomed: &[u32]) -> Result<(), StoreError> {
+        let segments = &self.0.log.segments;
+        let mut touched = BTreeSet::new();
+        for number in doomed {
+            let Some(segment) = segments.open(*number)? else { continue };
+            let length = segment.len()?;
+            let mut at = SEGMENT_HEADER as u64;
+            while let Some(header) = next_header(segments, &segment, at, length)? {
+                at = header.end();
+                if header.kind != Kind::Batch {
+                    continue;
+                }
+                let payload = segment.read(header.payload(), header.stored as usize)?;
+                let batch = payload.and_then(|payload| Batch::decode(&payload)).unwrap_or_default();
+                erase_again(segments, &batch.gone)?;
+                touched.extend(batch.gone.iter().map(|gone| gone.segment));
+            }
+        }
+        touched.iter().filter(|number| !doomed.contains(number)).try_for_each(|number| segments.sync(*number))
+    }
+}
+
+impl Live {
+    fn add(&mut self, row: &BlockRow) {
+        let Location::Pack { segment, stored, .. } = row.location;
+        *self.bytes.entry(segment).or_default() += u64::from(stored) + RECORD_HEADER as u64;
+    }
+}

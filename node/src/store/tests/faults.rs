@@ -1,0 +1,49 @@
+//! Stops the store at the n-th operation on the disk.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// The faults of one store, shared with its test.
+#[derive(Debug, Clone, Default)]
+pub(in crate::store) struct Faults(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    steps: u64,
+    freeze_at: Option<u64>,
+    durable: HashMap<PathBuf, u64>,
+}
+
+impl Faults {
+    /// All operations from the n-th on fail, and nothing reaches the disk any more.
+    pub(super) fn freeze_at(&self, step: u64) {
+        self.0.lock().unwrap().freeze_at = Some(step);
+    }
+
+    /// Operations so far.
+    pub(super) fn steps(&self) -> u64 {
+        self.0.lock().unwrap().steps
+    }
+
+    /// Bytes of a file that were synced.
+    pub(super) fn durable(&self, path: &Path) -> u64 {
+        self.0.lock().unwrap().durable.get(path).copied().unwrap_or(0)
+    }
+
+    pub(in crate::store) fn step(&self, path: &Path, action: &str) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.steps += 1;
+        match state.freeze_at {
+            Some(step) if state.steps > step => Err(io::Error::other(format!("frozen: {action} {}", path.display()))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(in crate::store) fn synced(&self, path: &Path, file: &File) {
+        let length = file.metadata().unwrap().len();
+        self.0.lock().unwrap().durable.insert(path.to_owned(), length);
+    }
+}

@@ -1,0 +1,157 @@
+//! Putting, getting and committing.
+
+use super::super::StoreError;
+use super::*;
+use nipfs_proto::block::{Digest, MAX_BLOCK};
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn a_block_is_read_back_at_once_and_after_a_commit() {
+    let (_dir, store) = open();
+    let lease = store.lease();
+    let zeros = Block::v1(RAW, vec![0; 4096].into()).unwrap();
+    let text = Block::v1(RAW, "abc".repeat(1000).into()).unwrap();
+    let blocks = [leaf(1, 1), leaf(2, 100_000), leaf(3, MAX_BLOCK), Block::v1(RAW, Bytes::new()).unwrap(), zeros, text];
+    for block in &blocks {
+        assert!(lease.put(block).unwrap().new);
+        assert!(!lease.put(block).unwrap().new, "a block is stored once");
+    }
+    assert_holds(&store, &blocks);
+    lease.commit(Vec::new()).unwrap();
+    assert_holds(&store, &blocks);
+    let stats = store.stats().unwrap();
+    assert_eq!(stats.blocks, 6);
+    assert_eq!(stats.logical_bytes, blocks.iter().map(|block| block.bytes().len() as u64).sum::<u64>());
+    assert!(stats.stored_bytes < stats.logical_bytes - 6_000, "zeros and text compress");
+}
+
+#[test]
+fn blocks_are_found_by_digest_and_identity_blocks_are_never_stored() {
+    let (_dir, store) = open();
+    let lease = store.lease();
+    let block = leaf(1, 10);
+    lease.put(&block).unwrap();
+    let digest = block.digest().unwrap();
+    assert_eq!(store.get(&digest).unwrap().as_ref(), Some(block.bytes()));
+    assert_eq!(store.block(&digest.v0_cid()).unwrap().unwrap().cid(), &digest.v0_cid());
+    assert_eq!(store.size(&digest).unwrap(), Some(10));
+    assert_eq!(store.get(&Digest::of(b"another")).unwrap(), None);
+    let identity = nipfs_proto::block::parse_cid("bafkqablimvwgy3y").unwrap();
+    let inline = store.block(&identity).unwrap().unwrap();
+    assert_eq!(&inline.bytes()[..], b"hello");
+    assert!(!lease.put(&inline).unwrap().new);
+    lease.commit(vec![pin(identity)]).unwrap();
+    assert_eq!(store.stats().unwrap().blocks, 1);
+}
+
+#[test]
+fn an_entry_is_there_after_its_commit_and_its_blocks_are_public() {
+    let (_dir, store) = open();
+    let dag = dag(1, 9, 500);
+    let lease = store.lease();
+    put_all(&lease, &dag);
+    assert_eq!(store.path(&hash_part(1)).unwrap(), None);
+    lease.commit(entry(1, root(&dag))).unwrap();
+    assert_eq!(store.path(&hash_part(1)).unwrap(), Some(path(1, root(&dag))));
+    assert_eq!(store.nar(&nar(root(&dag)).nar_hash).unwrap(), Some(nar(root(&dag))));
+    assert!(dag.iter().all(|block| store.is_public(&block.digest().unwrap()).unwrap()));
+    assert_eq!(store.stats().unwrap().roots, 1);
+    let other = leaf(2, 10);
+    lease.put(&other).unwrap();
+    lease.commit(Vec::new()).unwrap();
+    assert!(!store.is_public(&other.digest().unwrap()).unwrap());
+}
+
+#[test]
+fn a_commit_of_an_incomplete_dag_or_an_unknown_nar_changes_nothing() {
+    let (_dir, store) = open();
+    let dag = dag(1, 9, 500);
+    let lease = store.lease();
+    put_all(&lease, &dag[1..]);
+    let error = lease.commit(entry(1, root(&dag))).unwrap_err();
+    assert!(matches!(error, StoreError::Incomplete { ref missing, .. } if **missing == *dag[0].cid()), "{error}");
+    lease.put(&dag[0]).unwrap();
+    let error = lease.commit(vec![Op::PutPath(path(1, root(&dag)))]).unwrap_err();
+    assert!(matches!(error, StoreError::UnknownNar(_)), "{error}");
+    assert_eq!(store.paths().count() + store.nars().count(), 0);
+}
+
+#[test]
+fn roots_of_several_profiles_are_kept_side_by_side() {
+    let (_dir, store) = open();
+    let (one, two) = (leaf(1, 10), leaf(2, 10));
+    let lease = store.lease();
+    put_all(&lease, &[one.clone(), two.clone()]);
+    let first = nar(*one.cid());
+    let second = NarRecord { roots: vec![("nar-v1".to_owned(), *two.cid())], ..first.clone() };
+    lease.commit(vec![Op::PutNar(first.clone())]).unwrap();
+    lease.commit(vec![Op::PutNar(second)]).unwrap();
+    let roots = store.nar(&first.nar_hash).unwrap().unwrap().roots;
+    assert_eq!(roots, [("nar-v1".to_owned(), *two.cid()), ("size-262144".to_owned(), *one.cid())]);
+}
+
+#[test]
+fn unpublishing_hides_all_blocks_but_those_that_others_publish() {
+    let (_dir, store) = open();
+    let shared = dag(1, 5, 300);
+    let big: Vec<_> = [shared.clone(), dag(2, 5, 300)].concat();
+    let top = node(&[shared.last().unwrap().clone(), big.last().unwrap().clone()]);
+    let lease = store.lease();
+    put_all(&lease, &big);
+    lease.put(&top).unwrap();
+    lease.commit(entry(1, *top.cid())).unwrap();
+    lease.commit(vec![pin(root(&shared))]).unwrap();
+    let public = |block: &Block| store.is_public(&block.digest().unwrap()).unwrap();
+    assert!(big.iter().all(public) && public(&top));
+    lease.commit(vec![Op::PutPath(PathRecord { published: false, ..path(1, *top.cid()) })]).unwrap();
+    assert!(shared.iter().all(public) && !big[shared.len()..].iter().any(public) && !public(&top));
+    lease.commit(vec![Op::PutPath(path(1, *top.cid())), Op::RemovePin(root(&shared))]).unwrap();
+    assert!(big.iter().all(public));
+    lease.commit(vec![Op::RemovePath(hash_part(1))]).unwrap();
+    assert!(!big.iter().any(public));
+    assert_holds(&store, &big);
+}
+
+#[test]
+fn eight_writers_of_the_same_nar_leave_one_copy() {
+    let (_dir, store) = open();
+    let dag = dag(1, 40, 2_000);
+    let new = std::thread::scope(|scope| {
+        let write = || {
+            let lease = store.lease();
+            let new = dag.iter().filter(|block| lease.put(block).unwrap().new).count();
+            lease.commit(entry(1, root(&dag))).unwrap();
+            new
+        };
+        let writers: Vec<_> = (0..8).map(|_| scope.spawn(write)).collect();
+        writers.into_iter().map(|writer| writer.join().unwrap()).sum::<usize>()
+    });
+    assert_eq!(new, dag.len());
+    let stats = store.stats().unwrap();
+    assert_eq!((stats.blocks, stats.roots), (dag.len() as u64, 1));
+    assert_holds(&store, &dag);
+}
+
+#[test]
+fn a_second_process_is_told_that_the_store_is_in_use() {
+    let (dir, store) = open();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse(_))));
+    drop(store);
+    Store::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_newer_store_is_left_untouched() {
+    let (dir, store) = open();
+    drop(store);
+    std::fs::write(dir.path().join("format"), "2\nsomething new\n").unwrap();
+    let before: Vec<_> = std::fs::read_dir(dir.path().join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::Newer { version, .. }) if version == "2"));
+    let after: Vec<_> = std::fs::read_dir(dir.path().join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(before, after);
+}
