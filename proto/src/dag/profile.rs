@@ -30,6 +30,9 @@ pub(super) struct Layout {
 }
 
 impl Profile {
+    /// All names.
+    pub const NAMES: [&'static str; 2] = ["unixfs-v0-2015", "unixfs-v1-2025"];
+
     /// The name, as narinfos carry it.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -186,7 +186,15 @@ impl NarInfo {
     /// # Errors
     /// [`NarInfoError`] naming the first field at fault.
     pub fn parse(asked: &StorePathHash, text: &[u8]) -> Result<Self, NarInfoError> {
-        parse::parse(asked, text)
+        parse::parse(Some(asked), text)
+    }
+
+    /// Reads a record that nobody asked for by its hash: it says itself which path it is about.
+    ///
+    /// # Errors
+    /// [`NarInfoError`] naming the first field at fault.
+    pub fn parse_unasked(text: &[u8]) -> Result<Self, NarInfoError> {
+        parse::parse(None, text)
     }
 
     /// The record of a path that we serve, its fields in Nix's order: an uncompressed NAR at `nar/HASH.nar`.

@@ -26,12 +26,12 @@ const SCALARS: [&str; 12] = [
 /// What Nix's oldest caches wrote for a path without a known deriver.
 const UNKNOWN_DERIVER: &str = "unknown-deriver";
 
-pub(super) fn parse(asked: &StorePathHash, text: &[u8]) -> Result<NarInfo, NarInfoError> {
+pub(super) fn parse(asked: Option<&StorePathHash>, text: &[u8]) -> Result<NarInfo, NarInfoError> {
     let text = check_text(text)?;
     let lines = Lines::read(text)?;
     let path = lines.required("StorePath", |value| {
         let path = StorePath::parse(value)?;
-        if path.hash_part() == *asked { Ok(path) } else { Err(Reason::OtherPath(path)) }
+        if asked.is_none_or(|asked| path.hash_part() == *asked) { Ok(path) } else { Err(Reason::OtherPath(path)) }
     })?;
     let url =
         lines.required("URL", |value| if is_plain_url(value) { Ok(value.to_owned()) } else { Err(Reason::Url) })?;
