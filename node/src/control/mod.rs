@@ -15,3 +15,4 @@ pub mod address;
 pub mod client;
 pub mod frame;
 pub mod protocol;
+pub mod server;

@@ -1,3 +1,4 @@
-//! DAGs with effects: streams into blocks.
+//! DAGs with effects: streams into blocks and back.
 
 pub mod import;
+pub mod read;

@@ -2,6 +2,7 @@
 
 use super::digest_set::DigestSet;
 use super::{Op, Store, StoreError, lock};
+use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
 use std::collections::HashMap;
 use std::hash::RandomState;
@@ -63,6 +64,24 @@ impl Lease {
         // Protected first, looked up second: GC deletes what is not protected under the same lock.
         lock(&self.store.0.leases).protect(self.number, digest);
         self.store.has(digest)
+    }
+
+    /// Protects every block of a DAG, and tells whether all of them are here and can be walked.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn touch_dag(&self, root: &Cid) -> Result<bool, StoreError> {
+        let mut whole = true;
+        let mut seen = lock(&self.store.0.leases).empty_set();
+        let walked = self.store.walk(root, &mut seen, |_, digest, _| {
+            whole &= self.touch(digest)?;
+            Ok(())
+        });
+        match walked {
+            Ok(()) => Ok(whole),
+            Err(StoreError::Unreadable { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes changes to the records, all or none, and returns when they and all blocks put before are durable.

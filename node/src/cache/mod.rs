@@ -1,0 +1,298 @@
+//! A Nix binary cache on top of the block store: every way in is *stage*, then *commit*; every way out
+//! is *lookup*, then *open*.
+//!
+//! - [`Cache::stage`] imports a NAR under a lease: its grammar is checked, its hash and root computed.
+//!   What is staged is not yet believed and nobody sees it.
+//! - [`Cache::commit`] compares it with a claim and writes entry, narinfo and pin in one durable step.
+//!   A claim about foreign content is a [`TrustedNarInfo`]; nothing less is taken.
+//! - [`Cache::lookup`] finds a narinfo for an audience: the world sees what is published; loopback sees
+//!   what was fetched too.
+
+use crate::dag::import::{ImportError, import};
+use crate::store::{Lease, NarRecord, Op, PathRecord, Store, StoreError};
+use nipfs_proto::Cid;
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::nar::{NarError, Reader};
+use nipfs_proto::nix::narinfo::NarInfo;
+use nipfs_proto::nix::store_path::StorePathHash;
+use nipfs_proto::nix::trust::TrustedNarInfo;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A NAR in the store that nothing refers to yet. Dropping it leaves its blocks to GC.
+#[derive(Debug)]
+pub struct Staged {
+    /// Root of its DAG.
+    pub root: Cid,
+    /// How it was cut; `None` when somebody else cut it and did not say.
+    pub profile: Option<Profile>,
+    /// Its hash, computed here.
+    pub nar_hash: NarHash,
+    /// Its bytes, counted here.
+    pub nar_size: u64,
+    /// Plain bytes of blocks that the store did not hold before.
+    pub new_bytes: u64,
+    lease: Arc<Lease>,
+}
+
+impl Staged {
+    /// A NAR whose blocks were put under `lease` one by one, while its reader computed its hash.
+    #[must_use]
+    pub fn by_reading(
+        lease: Arc<Lease>,
+        root: Cid,
+        profile: Option<Profile>,
+        nar_hash: NarHash,
+        nar_size: u64,
+    ) -> Self {
+        Self { root, profile, nar_hash, nar_size, new_bytes: 0, lease }
+    }
+}
+
+/// Under this name stands a root that somebody cut in a way that he did not sign.
+const UNKNOWN_PROFILE: &str = "unknown";
+
+/// Who may see a committed path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Everybody, on every surface; the path is pinned.
+    World,
+    /// Only this machine; the path is not pinned and GC may take it.
+    Loopback,
+}
+
+/// What a narinfo is backed by.
+#[derive(Debug, Clone, Copy)]
+pub enum Claim<'a> {
+    /// Content computed on this machine by its owner.
+    Own(&'a NarInfo),
+    /// Foreign content whose narinfo a trusted key signed.
+    Trusted(&'a TrustedNarInfo),
+}
+
+impl Claim<'_> {
+    fn narinfo(&self) -> &NarInfo {
+        match self {
+            Self::Own(narinfo) => narinfo,
+            Self::Trusted(trusted) => trusted.info(),
+        }
+    }
+}
+
+/// Why a NAR was not taken in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The input could not be read.
+    #[error("cannot read the NAR")]
+    Input(#[source] std::io::Error),
+    /// The input is not a NAR.
+    #[error("not a valid NAR: {0}")]
+    Nar(#[from] NarError),
+    /// The claim says otherwise than the bytes.
+    #[error("{path}: {field} of the narinfo is {claimed}, the content's is {actual}")]
+    Mismatch {
+        /// The store path.
+        path: String,
+        /// The narinfo's field.
+        field: &'static str,
+        /// What it says.
+        claimed: String,
+        /// What is true.
+        actual: String,
+    },
+    /// Neither staged nor held.
+    #[error("{path}: its NAR {nar_hash} is not here")]
+    NoNar {
+        /// The store path.
+        path: String,
+        /// The NAR's hash.
+        nar_hash: NarHash,
+    },
+}
+
+/// The cache. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    store: Store,
+}
+
+impl Cache {
+    /// A cache over `store`.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Imports a NAR. Blocks the thread; memory does not grow with the NAR.
+    ///
+    /// # Errors
+    /// [`CacheError::Nar`] when the bytes are not a NAR, and the store's and the input's errors.
+    pub fn stage(&self, input: impl Read + Send, profile: Profile) -> Result<Staged, CacheError> {
+        let lease = Arc::new(self.store.lease());
+        let mut new_bytes = 0;
+        let mut checked = Checked { input, grammar: Some(Reader::new()), error: None };
+        let put = |block: nipfs_proto::block::Block| {
+            let length = block.bytes().len() as u64;
+            lease.put(&block).map(|put| new_bytes += if put.new { length } else { 0 })
+        };
+        let imported = import(&mut checked, profile, put);
+        if let Some(error) = checked.error {
+            return Err(error.into());
+        }
+        let imported = imported.map_err(|error| match error {
+            ImportError::Put(error) => CacheError::Store(error),
+            ImportError::Read(error) | ImportError::Thread(error) => CacheError::Input(error),
+        })?;
+        let nar_hash = NarHash(imported.nar_hash);
+        Ok(Staged {
+            root: imported.root.cid,
+            profile: Some(profile),
+            nar_hash,
+            nar_size: imported.size,
+            new_bytes,
+            lease,
+        })
+    }
+
+    /// Makes a claim true and durable: entry, narinfo and pin in one step. `staged` may be `None` when
+    /// the NAR is held already.
+    ///
+    /// # Errors
+    /// [`CacheError::Mismatch`] when the claim and the content differ, [`CacheError::NoNar`] when there
+    /// is no content, and the store's errors.
+    pub fn commit(&self, claim: Claim<'_>, staged: Option<&Staged>, audience: Audience) -> Result<(), CacheError> {
+        let narinfo = claim.narinfo();
+        let path = narinfo.store_path().to_absolute_path();
+        let held = self.store.nar(&narinfo.nar_hash())?;
+        let mut record = match (staged, held) {
+            (None, None) => return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() }),
+            (_, Some(held)) => held,
+            (Some(staged), None) => {
+                NarRecord { nar_hash: staged.nar_hash, nar_size: staged.nar_size, roots: Vec::new() }
+            }
+        };
+        if let Some(staged) = staged {
+            compare(&path, "NarHash", &narinfo.nar_hash(), &staged.nar_hash)?;
+            compare(&path, "NarSize", &narinfo.nar_size(), &staged.nar_size)?;
+            let profile = staged.profile.map_or_else(|| UNKNOWN_PROFILE.to_owned(), |profile| profile.to_string());
+            if !record.roots.iter().any(|(_, root)| *root == staged.root) {
+                record.roots.push((profile, staged.root));
+            }
+        }
+        compare(&path, "NarSize", &narinfo.nar_size(), &record.nar_size)?;
+        let text = match narinfo.root().filter(|claimed| !record.roots.iter().any(|(_, root)| root == claimed.cid())) {
+            None => narinfo.text().to_owned(),
+            // The line lies, or its chunking is unknown here: the content is right, the line goes.
+            Some(_) if audience == Audience::Loopback => narinfo.plain().text().to_owned(),
+            Some(claimed) => {
+                let actual = record.roots.first().map_or_else(String::new, |(_, root)| root.to_string());
+                return Err(CacheError::Mismatch {
+                    path,
+                    field: "IPFSHash",
+                    claimed: claimed.cid().to_string(),
+                    actual,
+                });
+            }
+        };
+        let hash = narinfo.store_path().hash_part();
+        let before = self.store.path(&hash)?;
+        let world = audience == Audience::World || before.as_ref().is_some_and(|before| before.published);
+        let pinned = audience == Audience::World || before.as_ref().is_some_and(|before| before.pinned);
+        let ops = vec![
+            Op::PutNar(record),
+            Op::PutPath(PathRecord {
+                store_path: narinfo.store_path().clone(),
+                narinfo: text.into(),
+                nar_hash: narinfo.nar_hash(),
+                published: world,
+                pinned,
+                mirror: None,
+                added_unix: before.map_or_else(unix_now, |before| before.added_unix),
+            }),
+        ];
+        match staged {
+            Some(staged) => staged.lease.commit(ops)?,
+            None => self.store.commit(ops)?,
+        }
+        Ok(())
+    }
+
+    /// The record of a path, if `audience` may see it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn lookup(&self, hash: &StorePathHash, audience: Audience) -> Result<Option<PathRecord>, StoreError> {
+        let record = self.store.path(hash)?;
+        Ok(record.filter(|record| record.published || audience == Audience::Loopback))
+    }
+
+    /// The root of a held NAR under `profile`, or under any profile.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn root(&self, nar_hash: &NarHash, profile: Option<Profile>) -> Result<Option<(Cid, u64)>, StoreError> {
+        let Some(record) = self.store.nar(nar_hash)? else { return Ok(None) };
+        let wanted = profile.map(|profile| profile.to_string());
+        let root = record.roots.iter().find(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
+        Ok(root.map(|(_, cid)| (*cid, record.nar_size)))
+    }
+}
+
+/// Seconds since 1970; 0 on a clock before that.
+#[must_use]
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn compare<T: PartialEq + ToString>(
+    path: &str,
+    field: &'static str,
+    claimed: &T,
+    actual: &T,
+) -> Result<(), CacheError> {
+    if claimed == actual {
+        return Ok(());
+    }
+    Err(CacheError::Mismatch { path: path.to_owned(), field, claimed: claimed.to_string(), actual: actual.to_string() })
+}
+
+/// Takes a reader through the next bytes; only the grammar matters here.
+fn follow(grammar: &mut Reader, mut input: &[u8]) -> Result<(), NarError> {
+    while grammar.next_event(&mut input)?.is_some() {}
+    Ok(())
+}
+
+/// Hands the input on and checks the grammar of what went by.
+struct Checked<R> {
+    input: R,
+    grammar: Option<Reader>,
+    error: Option<NarError>,
+}
+
+impl<R: Read> Read for Checked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.input.read(buffer)?;
+        let checked = if length > 0 {
+            self.grammar.as_mut().map_or(Ok(()), |grammar| follow(grammar, &buffer[..length]))
+        } else {
+            self.grammar.take().map_or(Ok(()), Reader::finish)
+        };
+        checked.map(|()| length).map_err(|error| {
+            let text = error.to_string();
+            self.error.get_or_insert(error);
+            std::io::Error::new(std::io::ErrorKind::InvalidData, text)
+        })
+    }
+}

@@ -1,0 +1,319 @@
+//! The node's end of a control connection, and the socket it listens on.
+
+use super::address::{SocketAddress, socket_address};
+use super::frame::{Codec, DATA_PIECE, Frame, FrameError};
+use super::protocol::{Class, Done, Failure, Request};
+use crate::Node;
+use crate::cache::{Audience, CacheError, Claim, Staged};
+use crate::dag::read::{Counters, Sources, read};
+use crate::jobs::obtain::pipe;
+use crate::jobs::{self, Event, Events};
+use futures::{SinkExt, StreamExt, pin_mut};
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::narinfo::NarInfo;
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::codec::{FramedRead, FramedWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+
+/// How long to wait after a failed accept.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// NARs that one connection may have staged and not committed: a client commits each before the next.
+const STAGED: usize = 1024;
+
+/// The listening socket. Only our own user and root get in.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    address: SocketAddress,
+}
+
+impl Door {
+    /// Makes `STATE/control.sock`, mode 0600.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn open(node: &Node) -> std::io::Result<Self> {
+        let address = socket_address(node.state())?;
+        // The store's lock says that no other node uses this directory: a socket here is a dead one's.
+        match std::fs::remove_file(address.path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(address.path())?;
+        std::fs::set_permissions(address.path(), std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, address })
+    }
+
+    /// Accepts connections until `stop`, and ends those that are open then.
+    pub async fn serve(self, node: Node, stop: CancellationToken) {
+        let us = rustix::process::geteuid().as_raw();
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let tasks = TaskTracker::new();
+        while let Some((stream, place)) = self.accept(&places, &stop).await {
+            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == us || peer.uid() == 0) {
+                continue;
+            }
+            let (node, stop) = (node.clone(), stop.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = converse(node, stream) => {}
+                }
+                drop(place);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        let _ = std::fs::remove_file(self.address.path());
+    }
+
+    /// The next connection and its place among [`CONNECTIONS`]; `None` when it is time to stop.
+    async fn accept(
+        &self,
+        places: &Arc<Semaphore>,
+        stop: &CancellationToken,
+    ) -> Option<(UnixStream, OwnedSemaphorePermit)> {
+        loop {
+            let next = async {
+                let place = places.clone().acquire_owned().await.ok()?;
+                Some((self.listener.accept().await, place))
+            };
+            let (accepted, place) = tokio::select! {
+                () = stop.cancelled() => return None,
+                next = next => next?,
+            };
+            match accepted {
+                Ok((stream, _)) => return Some((stream, place)),
+                Err(error) => {
+                    // Out of file descriptors, most likely: waiting is all that helps.
+                    tracing::warn!("control socket: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Answers the requests of one connection, in order, until it ends.
+pub async fn converse(node: Node, stream: impl AsyncRead + AsyncWrite + Send) {
+    let (input, output) = tokio::io::split(stream);
+    let mut connection = Connection {
+        node,
+        input: FramedRead::new(input, Codec),
+        output: FramedWrite::new(output, Codec),
+        staged: HashMap::new(),
+    };
+    if let Err(error) = connection.run().await {
+        tracing::debug!("control connection: {error}");
+    }
+}
+
+struct Connection<R, W> {
+    node: Node,
+    input: FramedRead<R, Codec>,
+    output: FramedWrite<W, Codec>,
+    /// By NarHash, until committed.
+    staged: HashMap<NarHash, Staged>,
+}
+
+impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W> {
+    async fn run(&mut self) -> Result<(), FrameError> {
+        while let Some(frame) = self.input.next().await {
+            let Frame::Request(request) = frame? else {
+                let failure = Failure::new(Class::Usage, "a request was expected");
+                return self.output.send(Frame::Failed(failure)).await;
+            };
+            let answer = match request {
+                Request::Stage { profile } => self.stage(&profile).await?,
+                Request::Commit { narinfo } => self.commit(&narinfo).await,
+                request => self.job(request).await?,
+            };
+            self.output.send(answer.map_or_else(Frame::Failed, Frame::Done)).await?;
+        }
+        Ok(())
+    }
+
+    /// Imports the data frames that follow. They are read to their end even when the import fails, so
+    /// that the connection stays in step.
+    async fn stage(&mut self, profile: &str) -> Result<Result<Done, Failure>, FrameError> {
+        let profile = parse_profile(profile);
+        let (feed, input) = pipe();
+        let cache = self.node.cache().clone();
+        let import = profile.clone().map(|profile| tokio::task::spawn_blocking(move || cache.stage(input, profile)));
+        let mut feed = Some(feed);
+        loop {
+            match self.input.next().await.transpose()? {
+                Some(Frame::Data(bytes)) => {
+                    if let Some(open) = &feed
+                        && open.send(Ok(bytes)).await.is_err()
+                    {
+                        feed = None;
+                    }
+                }
+                Some(Frame::End) => break,
+                _ => {
+                    if let Some(open) = feed {
+                        let _ = open.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                    }
+                    return Ok(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR")));
+                }
+            }
+        }
+        drop(feed);
+        let import = match import {
+            Ok(import) => import.await,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        Ok(match import {
+            Ok(Ok(staged)) => self.keep(staged),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(Failure::from_error(Class::Failed, &error)),
+        })
+    }
+
+    fn keep(&mut self, staged: Staged) -> Result<Done, Failure> {
+        if self.staged.len() >= STAGED {
+            let text = format!("more than {STAGED} NARs staged and not committed");
+            return Err(Failure::new(Class::Usage, text));
+        }
+        let done = Done::Staged {
+            root: staged.root.to_string(),
+            nar_hash: staged.nar_hash.to_string(),
+            nar_size: staged.nar_size,
+            new_bytes: staged.new_bytes,
+        };
+        self.staged.insert(staged.nar_hash, staged);
+        Ok(done)
+    }
+
+    async fn commit(&mut self, text: &str) -> Result<Done, Failure> {
+        let narinfo =
+            NarInfo::parse_unasked(text.as_bytes()).map_err(|error| Failure::from_error(Class::Refused, &error))?;
+        let staged = self.staged.remove(&narinfo.nar_hash());
+        let root = narinfo.root().map(|root| *root.cid());
+        let cache = self.node.cache().clone();
+        let committed =
+            tokio::task::spawn_blocking(move || cache.commit(Claim::Own(&narinfo), staged.as_ref(), Audience::World));
+        match committed.await {
+            Ok(Ok(())) => {
+                self.node.stored(root).await;
+                Ok(Done::Ok)
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(Failure::from_error(Class::Failed, &error)),
+        }
+    }
+
+    /// Runs a job and passes its events on. A client that leaves cancels it.
+    async fn job(&mut self, request: Request) -> Result<Result<Done, Failure>, FrameError> {
+        let (events, mut receiver) = Events::channel();
+        let node = self.node.clone();
+        let job = async move { run(&node, request, &events).await };
+        pin_mut!(job);
+        let mut result = None;
+        loop {
+            tokio::select! {
+                event = receiver.recv() => match event {
+                    Some(event) => send_event(&mut self.output, event).await?,
+                    None => break,
+                },
+                done = &mut job, if result.is_none() => {
+                    result = Some(done);
+                    // What the job emitted still waits: drain it, then answer.
+                    receiver.close();
+                }
+                frame = self.input.next() => {
+                    let gone = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
+                    return Err(frame.and_then(Result::err).unwrap_or_else(|| gone.into()));
+                }
+            }
+        }
+        Ok(result.unwrap_or_else(|| Err(Failure::new(Class::Failed, "the job ended without a result"))))
+    }
+}
+
+async fn send_event<W: AsyncWrite + Unpin>(output: &mut FramedWrite<W, Codec>, event: Event) -> Result<(), FrameError> {
+    match event {
+        Event::Report(report) => output.send(Frame::Report(report)).await,
+        Event::Item(item) => output.send(Frame::Item(item)).await,
+        Event::Restart => output.send(Frame::Restart).await,
+        Event::Data(mut bytes) => {
+            while !bytes.is_empty() {
+                let piece = bytes.split_to(bytes.len().min(DATA_PIECE));
+                output.send(Frame::Data(piece)).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The one place where a verb meets its job.
+async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Failure> {
+    match request {
+        Request::Hello => Ok(node.hello()),
+        Request::Status => Ok(Done::Status(node.status().await?)),
+        Request::Known { path, nar_hash, profile } => known(node, path.as_deref(), nar_hash.as_deref(), &profile),
+        Request::Fetch(fetch) => jobs::fetch::fetch(node, fetch, events).await,
+        Request::Nar { nar_hash } => nar(node, &nar_hash, events).await,
+        Request::MirrorPull { url, trusted_keys, peers, store_paths } => {
+            jobs::mirror::pull(node, (url, store_paths), &trusted_keys, peers, events).await
+        }
+        Request::MirrorReceive { peers, narinfos, trusted_keys } => {
+            jobs::mirror::receive(node, &peers, narinfos, &trusted_keys, events).await
+        }
+        Request::PinList { check } => jobs::pins::list(node, check, events).await,
+        Request::PinAdd { target, peers } => jobs::pins::add(node, &target, &peers, events).await,
+        Request::PinRemove { target } => jobs::pins::remove(node, &target).await,
+        Request::Gc { dry_run, max_size, require_mirror } => {
+            jobs::collect::collect(node, dry_run, max_size, require_mirror.as_deref(), events).await
+        }
+        Request::Verify { deep, repair, peers } => jobs::verify::verify(node, deep, repair, &peers, events).await,
+        Request::Stage { .. } | Request::Commit { .. } => Err(Failure::new(Class::Usage, "not a job")),
+    }
+}
+
+fn known(node: &Node, path: Option<&str>, nar_hash: Option<&str>, profile: &str) -> Result<Done, Failure> {
+    let profile = parse_profile(profile)?;
+    let record = match path {
+        Some(path) => node.store().path(&jobs::fetch::parse_hash(path)?)?.filter(|record| record.published),
+        None => None,
+    };
+    let held = match nar_hash {
+        Some(nar_hash) => node.cache().root(&parse_nar_hash(nar_hash)?, Some(profile))?,
+        None => None,
+    };
+    let narinfo = record.map(|record| String::from_utf8_lossy(&record.narinfo).into_owned());
+    Ok(Done::Known { narinfo, root: held.map(|(root, _)| root.to_string()), nar_size: held.map(|(_, size)| size) })
+}
+
+async fn nar(node: &Node, nar_hash: &str, events: &Events) -> Result<Done, Failure> {
+    let nar_hash = parse_nar_hash(nar_hash)?;
+    let nowhere = || Failure::from(CacheError::NoNar { path: "NAR".to_owned(), nar_hash });
+    let (root, size) = node.cache().root(&nar_hash, None)?.ok_or_else(nowhere)?;
+    let bytes = read(Sources::local(node.store().clone()), Arc::new(Counters::default()), root, 0..size);
+    pin_mut!(bytes);
+    while let Some(chunk) = bytes.next().await {
+        events.data(chunk?).await?;
+    }
+    Ok(Done::Ok)
+}
+
+fn parse_profile(name: &str) -> Result<Profile, Failure> {
+    name.parse().map_err(|error| Failure::from_error(Class::Usage, &error))
+}
+
+fn parse_nar_hash(text: &str) -> Result<NarHash, Failure> {
+    text.parse().map_err(|error| Failure::new(Class::Usage, format!("{text}: not a NarHash")).because(&error))
+}

@@ -1,0 +1,227 @@
+//! Reading a UnixFS file in order: root → bytes, from the store first, then from peers, then from
+//! gateways.
+//!
+//! Every block is checked against its CID before a byte of it comes out, and against the size its
+//! parent gave it. Blocks ahead of the reader are asked for in read order; at most a window of bytes
+//! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
+//! put into the store under the reader's lease: a reader that is killed loses none of them.
+
+use crate::control::protocol::SourceBytes;
+use crate::network::{Session, WantError};
+use crate::store::{Lease, Store, StoreError};
+use crate::upstream::Gateway;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
+use nipfs_proto::Cid;
+use nipfs_proto::block::Block;
+use nipfs_proto::dag::walk::{FileWalk, WalkError};
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes asked for ahead of the reader.
+const WINDOW: u64 = 16 << 20;
+
+/// Where blocks come from, in the order they are asked.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The own store.
+    pub store: Store,
+    /// Keeps blocks that come from outside; `None` leaves them out of the store.
+    pub lease: Option<Arc<Lease>>,
+    /// Peers.
+    pub session: Option<Arc<Session>>,
+    /// Trustless gateways, asked for what no peer has.
+    pub gateways: Arc<[Gateway]>,
+}
+
+impl Sources {
+    /// Only the store.
+    #[must_use]
+    pub fn local(store: Store) -> Self {
+        Self { store, lease: None, session: None, gateways: Arc::new([]) }
+    }
+}
+
+/// Plain bytes by source, counted while reading. Shared between readers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Blocks that the store held.
+    pub local: AtomicU64,
+    /// Blocks from peers.
+    pub bitswap: AtomicU64,
+    /// Blocks from gateways.
+    pub gateway: AtomicU64,
+    /// NAR bytes over HTTP (counted by the jobs).
+    pub http: AtomicU64,
+}
+
+impl Counters {
+    /// The figures now.
+    #[must_use]
+    pub fn snapshot(&self) -> SourceBytes {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SourceBytes {
+            local: of(&self.local),
+            bitswap: of(&self.bitswap),
+            gateway: of(&self.gateway),
+            http: of(&self.http),
+        }
+    }
+}
+
+/// One block of the DAG `root`, from the first source that has it.
+///
+/// # Errors
+/// As reading.
+pub async fn block(sources: &Sources, root: Cid, cid: Cid) -> Result<Block, ReadError> {
+    obtain(sources.clone(), Arc::new(Counters::default()), root, cid).await
+}
+
+/// Why a read ended early. Bytes that came out before were right.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No source has the block.
+    #[error("nobody has block {cid} of {root}")]
+    Missing {
+        /// The file's root.
+        root: Cid,
+        /// The block.
+        cid: Cid,
+    },
+    /// The store failed.
+    #[error("cannot read {root} from the store")]
+    Store {
+        /// The file's root.
+        root: Cid,
+        /// The cause.
+        #[source]
+        source: StoreError,
+    },
+    /// The blocks do not make a file.
+    #[error("{root} is not a readable file")]
+    Dag {
+        /// The file's root.
+        root: Cid,
+        /// The cause.
+        #[source]
+        source: WalkError,
+    },
+    /// The node is shutting down.
+    #[error("stopped while reading {root}")]
+    Stopped {
+        /// The file's root.
+        root: Cid,
+    },
+}
+
+type Fetched = Result<Block, ReadError>;
+
+struct Reader {
+    root: Cid,
+    walk: FileWalk,
+    sources: Sources,
+    counters: Arc<Counters>,
+    asked: HashSet<Cid>,
+    arriving: FuturesUnordered<BoxFuture<'static, Fetched>>,
+}
+
+/// The bytes of `range` of the file `root`, in order.
+pub fn read(
+    sources: Sources,
+    counters: Arc<Counters>,
+    root: Cid,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
+    let (asked, arriving) = (HashSet::new(), FuturesUnordered::new());
+    let reader = FileWalk::new(root, range)
+        .map(|walk| Reader { root, walk, sources, counters, asked, arriving })
+        .map_err(|source| ReadError::Dag { root, source });
+    try_unfold(Some(reader), |reader| async move {
+        let Some(reader) = reader else { return Ok(None) };
+        let mut reader = reader?;
+        Ok(reader.next().await?.map(|bytes| (bytes, Some(Ok(reader)))))
+    })
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        loop {
+            if let Some(bytes) = self.walk.next_bytes() {
+                return Ok(Some(bytes));
+            }
+            if self.walk.is_done() {
+                return Ok(None);
+            }
+            self.ask();
+            let Some(block) = self.arriving.next().await else {
+                return Err(ReadError::Missing { root: self.root, cid: self.root });
+            };
+            let block = block?;
+            self.asked.remove(block.cid());
+            self.walk.feed(&block).map_err(|source| ReadError::Dag { root: self.root, source })?;
+        }
+    }
+
+    fn ask(&mut self) {
+        let ahead: Vec<Cid> = self.walk.upcoming(WINDOW).map(|(cid, _)| cid).collect();
+        for cid in ahead {
+            if self.asked.insert(cid) {
+                let obtain = obtain(self.sources.clone(), self.counters.clone(), self.root, cid);
+                self.arriving.push(Box::pin(obtain));
+            }
+        }
+    }
+}
+
+/// One block, from the first source that has it.
+async fn obtain(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) -> Fetched {
+    let store = sources.store.clone();
+    match blocking(root, move || store.block(&cid)).await? {
+        Ok(Some(block)) => {
+            counters.local.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+            return Ok(block);
+        }
+        Ok(None) => {}
+        // A damaged block is not served; another source may have it whole.
+        Err(damaged @ StoreError::Damaged { .. }) => tracing::error!("{damaged}"),
+        Err(source) => return Err(ReadError::Store { root, source }),
+    }
+    let block = from_outside(&sources, &counters, root, cid).await?;
+    if let Some(lease) = sources.lease.clone() {
+        let kept = block.clone();
+        blocking(root, move || lease.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    }
+    Ok(block)
+}
+
+async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Fetched {
+    if let Some(session) = &sources.session {
+        match session.want(cid).await {
+            Ok((block, _)) => {
+                counters.bitswap.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+                return Ok(block);
+            }
+            Err(WantError::Missing(_)) => {}
+            Err(_) => return Err(ReadError::Stopped { root }),
+        }
+    }
+    for gateway in sources.gateways.iter() {
+        match gateway.block(&cid).await {
+            Ok(Some(block)) => {
+                counters.gateway.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+                return Ok(block);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::info!("gateway: {error}"),
+        }
+    }
+    Err(ReadError::Missing { root, cid })
+}
+
+async fn blocking<T: Send + 'static>(root: Cid, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ReadError::Stopped { root })
+}

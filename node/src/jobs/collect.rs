@@ -1,0 +1,153 @@
+//! `gc`: frees what no pin reaches; with a size, also unpins, oldest first, until the store fits.
+//!
+//! With a mirror named, a path is unpinned only after that peer delivered its DAG's inner nodes and a
+//! sample of its leaves, and said HAVE for all the rest. Its narinfo stays, and its NAR is answered
+//! out of the mirror from then on.
+
+use super::Events;
+use super::fetch::parse_peer;
+use crate::Node;
+use crate::control::protocol::{Class, Done, Failure};
+use crate::network::Session;
+use crate::store::{GcOptions, GcReport, Op, PathRecord};
+use nipfs_proto::Cid;
+use nipfs_proto::block::{Block, DAG_PB};
+use nipfs_proto::dag::walk::Visit;
+use nipfs_proto::nix::store_path::StorePath;
+use std::sync::Arc;
+
+/// Runs the job.
+///
+/// # Errors
+/// `Damaged` when a pinned DAG cannot be read (nothing is freed then), and the store's.
+pub async fn collect(
+    node: &Node,
+    dry_run: bool,
+    max_size: Option<u64>,
+    require_mirror: Option<&str>,
+    events: &Events,
+) -> Result<Done, Failure> {
+    let mirror = match require_mirror {
+        Some(address) => Some(Mirror::connect(node, address).await?),
+        None => None,
+    };
+    let mut total = sweep(node, dry_run).await?;
+    let mut kept_because = Vec::new();
+    let Some(max_size) = max_size else { return Ok(done(node, total, kept_because)) };
+    let mut pinned = pinned_oldest_first(node)?.into_iter();
+    let mut size = node.store().stats()?.stored_bytes.saturating_sub(if dry_run { total.freed_bytes } else { 0 });
+    while size > max_size {
+        // One sweep marks everything, so each round unpins about as much as is still too much.
+        let mut excess = size - max_size;
+        let mut ops = Vec::new();
+        while excess > 0
+            && let Some(record) = pinned.next()
+        {
+            let path = record.store_path.to_absolute_path();
+            let op = match &mirror {
+                None => Op::RemovePath(record.store_path.hash_part()),
+                Some(mirror) => match mirror.prove(node, &record).await {
+                    Ok(()) => Op::PutPath(PathRecord {
+                        pinned: false,
+                        mirror: Some(mirror.address.clone()),
+                        ..record.clone()
+                    }),
+                    Err(why) => {
+                        events.note(format!("{path}: kept: {why}")).await?;
+                        kept_because.push((path, why.to_string()));
+                        continue;
+                    }
+                },
+            };
+            let nar_size = node.cache().root(&record.nar_hash, None)?.map_or(0, |(_, size)| size);
+            excess = excess.saturating_sub(nar_size.max(1));
+            total.dropped_paths.push(record.store_path.clone());
+            ops.push(op);
+        }
+        if ops.is_empty() || dry_run {
+            break;
+        }
+        node.commit(Arc::new(node.store().lease()), ops).await?;
+        let swept = sweep(node, false).await?;
+        total.freed_bytes += swept.freed_bytes;
+        size = node.store().stats()?.stored_bytes;
+    }
+    Ok(done(node, total, kept_because))
+}
+
+async fn sweep(node: &Node, dry_run: bool) -> Result<GcReport, Failure> {
+    let store = node.store().clone();
+    let report = tokio::task::spawn_blocking(move || store.gc(&GcOptions { dry_run, max_size: None })).await;
+    Ok(report.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+}
+
+fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
+    let mut pinned = Vec::new();
+    for record in node.store().paths() {
+        let record = record?;
+        if record.pinned {
+            pinned.push(record);
+        }
+    }
+    pinned.sort_by_key(|record| record.added_unix);
+    Ok(pinned)
+}
+
+fn done(node: &Node, total: GcReport, kept_because: Vec<(String, String)>) -> Done {
+    let kept = pinned_oldest_first(node).map_or(0, |pinned| pinned.len() as u64);
+    Done::Gc {
+        freed_bytes: total.freed_bytes,
+        dropped_paths: total.dropped_paths.iter().map(StorePath::to_absolute_path).collect(),
+        kept_paths: kept,
+        kept_because,
+    }
+}
+
+/// A peer that shall hold what we drop.
+struct Mirror {
+    address: String,
+    session: Session,
+}
+
+/// Leaves of each DAG that the mirror must deliver, chosen at random.
+const SAMPLE: usize = 32;
+
+impl Mirror {
+    async fn connect(node: &Node, address: &str) -> Result<Self, Failure> {
+        let network = node.network().await?;
+        let peer = network.connect(parse_peer(address)?).await?;
+        Ok(Self { address: address.to_owned(), session: network.session(vec![peer]) })
+    }
+
+    /// Asks the peer for what only a holder can send. `Err` says what it did not.
+    async fn prove(&self, node: &Node, record: &PathRecord) -> Result<(), String> {
+        let root = node.cache().root(&record.nar_hash, None).map_err(|error| error.to_string())?;
+        let (root, _) = root.ok_or("its NAR is not here")?;
+        let mut visit = Visit::new([root]).map_err(|error| error.to_string())?;
+        let mut leaves = Vec::new();
+        let mut seen = 0;
+        while let Some(cid) = visit.next_cid().map_err(|error| error.to_string())? {
+            if cid.codec() == DAG_PB {
+                let block = self.deliver(cid).await?;
+                visit.feed(&block).map_err(|error| error.to_string())?;
+                continue;
+            }
+            // Reservoir sampling: each leaf is as likely as any other, whatever the size of the DAG.
+            seen += 1;
+            if leaves.len() < SAMPLE {
+                leaves.push(cid);
+            } else if let Some(place) = leaves.get_mut(rand::random_range(0..seen)) {
+                *place = cid;
+            }
+        }
+        for cid in leaves {
+            self.deliver(cid).await?;
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, cid: Cid) -> Result<Block, String> {
+        let delivered = self.session.want(cid).await;
+        delivered.map(|(block, _)| block).map_err(|_| format!("{} did not deliver block {cid}", self.address))
+    }
+}

@@ -1,0 +1,302 @@
+//! Getting one NAR, verified: store → peers → gateways → HTTP.
+//!
+//! The signature is the truth: whatever a source sends, the whole must match the NarHash of the
+//! [`TrustedNarInfo`]. A source that runs dry is followed by the next at the same byte; a source that
+//! lied is followed by the next from the first byte, and the listener is told to start again.
+
+use super::Events;
+use crate::cache::{Audience, Cache, CacheError, Claim, Staged};
+use crate::control::protocol::{Class, Failure, Report, SourceBytes};
+use crate::dag::read::{Counters, ReadError, Sources, read};
+use crate::upstream::Upstream;
+use bytes::Bytes;
+use futures::{Stream, StreamExt, pin_mut};
+use nipfs_proto::Cid;
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::narinfo::NarInfo;
+use nipfs_proto::nix::trust::TrustedNarInfo;
+use sha2::{Digest as _, Sha256};
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
+
+/// Where one NAR may come from, besides the store.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Peers and gateways.
+    pub blocks: Sources,
+    /// The cache that sent the narinfo.
+    pub upstream: Option<Upstream>,
+    /// For messages: what `blocks` asks.
+    pub peers: String,
+}
+
+/// A NAR that arrived and matched.
+#[derive(Debug)]
+pub struct Obtained {
+    /// Root of its DAG, when it came as blocks or was imported.
+    pub root: Option<Cid>,
+    /// Where its bytes came from.
+    pub bytes: SourceBytes,
+}
+
+impl Obtained {
+    /// The source that delivered most.
+    #[must_use]
+    pub fn source(&self) -> &'static str {
+        let SourceBytes { local, bitswap, gateway, http } = self.bytes;
+        let most = [(local, "local"), (http, "http"), (gateway, "gateway"), (bitswap, "bitswap")];
+        most.into_iter().max_by_key(|(bytes, _)| *bytes).map_or("local", |(_, name)| name)
+    }
+}
+
+/// One path's way through its sources.
+#[derive(Debug)]
+pub struct Obtain<'a> {
+    /// Where results are committed.
+    pub cache: &'a Cache,
+    /// The claim.
+    pub trusted: &'a TrustedNarInfo,
+    /// How the narinfo's root was cut, when a trusted key says so.
+    pub profile: Option<Profile>,
+    /// The sources.
+    pub places: Places,
+    /// The listener.
+    pub events: &'a Events,
+    /// Send the bytes to the listener.
+    pub data: bool,
+    /// Who shall see the path afterwards.
+    pub audience: Audience,
+}
+
+/// What is known of the bytes that came so far.
+#[derive(Default)]
+struct Progress {
+    hash: Sha256,
+    done: u64,
+}
+
+/// How reading blocks ended.
+enum Ended {
+    /// Everything came and matched.
+    Whole,
+    /// No source has the next block.
+    Dry(Progress),
+    /// What came is not what was signed.
+    Wrong(Failure),
+}
+
+impl Obtain<'_> {
+    /// Gets the NAR and commits it, so that its next reader finds it here. Bytes that came partly from
+    /// blocks and partly over HTTP are delivered, but not kept.
+    ///
+    /// # Errors
+    /// `NotFound` when no source has it, `Refused` when all that came was wrong, and the store's.
+    pub async fn run(self) -> Result<Obtained, Failure> {
+        let counters = Arc::new(Counters::default());
+        let held = self.cache.root(&self.narinfo().nar_hash(), None)?.map(|(root, _)| root);
+        let root = held.or_else(|| self.narinfo().root().map(|root| *root.cid()));
+        let mut refused = None;
+        if let Some(root) = root {
+            match self.by_blocks(root, &counters).await? {
+                Ended::Whole => {
+                    self.commit_blocks(root)?;
+                    return Ok(Obtained { root: Some(root), bytes: counters.snapshot() });
+                }
+                Ended::Dry(progress) if self.data && self.places.upstream.is_some() => {
+                    self.rest_over_http(progress, &counters).await?;
+                    return Ok(Obtained { root: Some(root), bytes: counters.snapshot() });
+                }
+                Ended::Dry(progress) if progress.done > 0 => self.events.restart().await?,
+                Ended::Dry(_) => {}
+                Ended::Wrong(why) => {
+                    self.events.note(format!("{why}; trying the next source")).await?;
+                    self.events.restart().await?;
+                    refused = Some(why);
+                }
+            }
+        }
+        match self.over_http(&counters).await {
+            Ok(root) => Ok(Obtained { root: Some(root), bytes: counters.snapshot() }),
+            Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn narinfo(&self) -> &NarInfo {
+        self.trusted.info()
+    }
+
+    fn path(&self) -> String {
+        self.narinfo().store_path().to_absolute_path()
+    }
+
+    /// Reads the DAG, hashing what comes. More bytes than were signed are never asked for.
+    async fn by_blocks(&self, root: Cid, counters: &Arc<Counters>) -> Result<Ended, Failure> {
+        let size = self.narinfo().nar_size();
+        let bytes = read(self.places.blocks.clone(), counters.clone(), root, 0..size + 1);
+        pin_mut!(bytes);
+        let mut progress = Progress::default();
+        while let Some(next) = bytes.next().await {
+            match next {
+                Ok(chunk) if progress.done + chunk.len() as u64 > size => break,
+                Ok(chunk) => self.deliver(chunk, &mut progress, counters).await?,
+                Err(ReadError::Missing { cid, .. }) => {
+                    let place = if progress.done > 0 { format!(" at byte {}", progress.done) } else { String::new() };
+                    let text =
+                        format!("{}: no peer or gateway ({}) has block {cid}{place}", self.path(), self.places.peers);
+                    self.events.note(text).await?;
+                    return Ok(Ended::Dry(progress));
+                }
+                Err(error @ ReadError::Dag { .. }) => return Ok(Ended::Wrong(self.lie(root).because(&error))),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let matches =
+            progress.done == size && self.narinfo().nar_hash().0 == <[u8; 32]>::from(progress.hash.finalize());
+        Ok(if matches { Ended::Whole } else { Ended::Wrong(self.lie(root)) })
+    }
+
+    fn lie(&self, root: Cid) -> Failure {
+        let text = format!(
+            "{}: IPFSHash {root} from {} is not the content that NarHash {} names",
+            self.path(),
+            self.places.peers,
+            self.narinfo().nar_hash()
+        );
+        Failure::new(Class::Refused, text)
+    }
+
+    async fn deliver(&self, chunk: Bytes, progress: &mut Progress, counters: &Counters) -> Result<(), Failure> {
+        progress.hash.update(&chunk);
+        progress.done += chunk.len() as u64;
+        if self.data {
+            self.events.data(chunk).await?;
+        }
+        self.events.progress(Report::Progress {
+            path: self.path(),
+            done: progress.done,
+            total: self.narinfo().nar_size(),
+            source: Obtained { root: None, bytes: counters.snapshot() }.source().to_owned(),
+        });
+        Ok(())
+    }
+
+    fn commit_blocks(&self, root: Cid) -> Result<(), Failure> {
+        let Some(lease) = self.places.blocks.lease.clone() else { return Ok(()) };
+        let staged =
+            Staged::by_reading(lease, root, self.profile, self.narinfo().nar_hash(), self.narinfo().nar_size());
+        self.cache.commit(Claim::Trusted(self.trusted), Some(&staged), self.audience)?;
+        Ok(())
+    }
+
+    fn upstream(&self) -> Result<&Upstream, Failure> {
+        let nowhere = || {
+            let text = format!("{}: not found at {} and no cache to fall back to", self.path(), self.places.peers);
+            Failure::new(Class::NotFound, text)
+        };
+        self.places.upstream.as_ref().ok_or_else(nowhere)
+    }
+
+    /// The bytes after those that came as blocks.
+    async fn rest_over_http(&self, mut progress: Progress, counters: &Counters) -> Result<(), Failure> {
+        let rest = self.upstream()?.nar(self.narinfo(), progress.done).await?;
+        pin_mut!(rest);
+        while let Some(chunk) = rest.next().await {
+            let chunk = chunk?;
+            counters.http.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.deliver(chunk, &mut progress, counters).await?;
+        }
+        let (size, hash) = (progress.done, NarHash(progress.hash.finalize().into()));
+        if size == self.narinfo().nar_size() && hash == self.narinfo().nar_hash() {
+            return Ok(());
+        }
+        Err(self.wrong_over_http(&hash))
+    }
+
+    fn wrong_over_http(&self, hash: &NarHash) -> Failure {
+        let (path, url) = (self.path(), self.narinfo().url());
+        let from = self.places.upstream.as_ref().map_or_else(String::new, ToString::to_string);
+        let text = format!("{path}: {url} from {from} has NarHash {hash}, signed is {}", self.narinfo().nar_hash());
+        Failure::new(Class::Refused, text)
+    }
+
+    /// The whole NAR over HTTP, imported while it comes.
+    async fn over_http(&self, counters: &Counters) -> Result<Cid, Failure> {
+        let stream = self.upstream()?.nar(self.narinfo(), 0).await?;
+        let (feed, input) = pipe();
+        let cache = self.cache.clone();
+        let profile = self.profile.unwrap_or(Profile::UnixfsV0_2015);
+        let import = tokio::task::spawn_blocking(move || cache.stage(input, profile));
+        let fed = self.feed(stream, feed, counters).await;
+        let staged = import.await.map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        fed?;
+        let staged = staged.map_err(|error| self.at(error))?;
+        if staged.nar_hash != self.narinfo().nar_hash() {
+            return Err(self.wrong_over_http(&staged.nar_hash));
+        }
+        // The narinfo's own root may have been cut in a way we do not know; then its line goes with it.
+        self.cache
+            .commit(Claim::Trusted(self.trusted), Some(&staged), self.audience)
+            .map_err(|error| self.at(error))?;
+        Ok(staged.root)
+    }
+
+    async fn feed(
+        &self,
+        stream: impl Stream<Item = Result<Bytes, crate::upstream::UpstreamError>>,
+        feed: mpsc::Sender<std::io::Result<Bytes>>,
+        counters: &Counters,
+    ) -> Result<(), Failure> {
+        pin_mut!(stream);
+        let mut progress = Progress::default();
+        while let Some(chunk) = stream.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    let _ = feed.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                    return Err(error.into());
+                }
+            };
+            counters.http.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            if feed.send(Ok(chunk.clone())).await.is_err() {
+                // The import ended early; its own error says why.
+                return Ok(());
+            }
+            self.deliver(chunk, &mut progress, counters).await?;
+        }
+        Ok(())
+    }
+
+    fn at(&self, error: CacheError) -> Failure {
+        let failure = Failure::from(error);
+        Failure { message: format!("{}: {}", self.path(), failure.message), ..failure }
+    }
+}
+
+/// Carries bytes from a task to a thread that reads: at most a few chunks wait.
+pub(crate) fn pipe() -> (mpsc::Sender<std::io::Result<Bytes>>, impl Read + Send) {
+    let (sender, receiver) = mpsc::channel(8);
+    (sender, PipeReader { receiver, rest: Bytes::new() })
+}
+
+struct PipeReader {
+    receiver: mpsc::Receiver<std::io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl Read for PipeReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.rest = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.rest.len());
+        buffer[..length].copy_from_slice(&self.rest.split_to(length));
+        Ok(length)
+    }
+}

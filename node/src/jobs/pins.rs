@@ -1,0 +1,137 @@
+//! `pin`: what stays. Publishing and mirroring pin a path; a bare CID can be pinned too.
+
+use super::Events;
+use super::fetch::{parse_hash, places};
+use crate::Node;
+use crate::cache::unix_now;
+use crate::control::protocol::{Class, Done, Failure, Item};
+use crate::dag::read::{Sources, block};
+use crate::store::{CidPin, Op, PathRecord};
+use futures::stream::{FuturesUnordered, StreamExt};
+use nipfs_proto::Cid;
+use nipfs_proto::block::parse_cid;
+use nipfs_proto::dag::walk::{Visit, WalkError};
+use nipfs_proto::nix::store_path::StorePathHash;
+use std::sync::Arc;
+
+/// Blocks of a DAG that are asked for at once.
+const BLOCKS_AT_ONCE: usize = 64;
+
+/// What a pin command names.
+enum Target {
+    Path(StorePathHash),
+    Root(Cid),
+}
+
+fn parse(target: &str) -> Result<Target, Failure> {
+    if let Ok(cid) = parse_cid(target) {
+        return Ok(Target::Root(cid));
+    }
+    parse_hash(target)
+        .map(Target::Path)
+        .map_err(|failure| Failure { message: format!("{target}: neither a store path nor a CID"), ..failure })
+}
+
+/// Lists the pins, oldest first.
+///
+/// # Errors
+/// The store's.
+pub async fn list(node: &Node, check: bool, events: &Events) -> Result<Done, Failure> {
+    let mut items = Vec::new();
+    for record in node.store().paths() {
+        let record = record?;
+        if record.pinned {
+            items.push(path_item(node, &record)?);
+        }
+    }
+    for pin in node.store().pins() {
+        let pin = pin?;
+        let target = pin.cid.to_string();
+        items.push(Item::Pin { root: target.clone(), target, nar_size: 0, added: pin.added_unix, complete: None });
+    }
+    items.sort_by_key(|item| if let Item::Pin { added, .. } = item { *added } else { 0 });
+    let ok = items.len() as u64;
+    for mut item in items {
+        if let Item::Pin { root, complete, .. } = &mut item
+            && check
+            && let Ok(root) = parse_cid(root)
+        {
+            *complete = Some(node.is_complete(root).await?);
+        }
+        events.item(item).await?;
+    }
+    Ok(Done::Count { ok, failed: 0 })
+}
+
+fn path_item(node: &Node, record: &PathRecord) -> Result<Item, Failure> {
+    let root = node.cache().root(&record.nar_hash, None)?;
+    let (root, nar_size) = root.map_or_else(|| (String::new(), 0), |(root, size)| (root.to_string(), size));
+    let target = record.store_path.to_absolute_path();
+    Ok(Item::Pin { target, root, nar_size, added: record.added_unix, complete: None })
+}
+
+/// Pins a path that is here, or a CID, whose missing blocks are asked of the peers.
+///
+/// # Errors
+/// `NotFound` when the path is unknown or nobody has a block.
+pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -> Result<Done, Failure> {
+    match parse(target)? {
+        Target::Path(hash) => {
+            let unknown = || Failure::new(Class::NotFound, format!("{target}: not in this node's cache"));
+            let record = node.store().path(&hash)?.ok_or_else(unknown)?;
+            let (root, _) = node.cache().root(&record.nar_hash, None)?.ok_or_else(unknown)?;
+            let lease = Arc::new(node.store().lease());
+            if !node.protect(root, &lease).await? {
+                return Err(Failure::new(Class::NotFound, format!("{target}: blocks of its NAR are missing")));
+            }
+            let record = PathRecord { pinned: true, published: true, mirror: None, ..record };
+            node.commit(lease, vec![Op::PutPath(record)]).await?;
+        }
+        Target::Root(root) => {
+            let lease = Arc::new(node.store().lease());
+            let mut places = places(node, peers, &[], events).await?;
+            places.blocks.lease = Some(lease.clone());
+            download(&places.blocks, root).await?;
+            let pin = CidPin { cid: root, added_unix: unix_now() };
+            node.commit(lease, vec![Op::PutPin(pin)]).await?;
+        }
+    }
+    Ok(Done::Ok)
+}
+
+/// Every block of the DAG, a window of them at once; what is not here comes from outside.
+async fn download(sources: &Sources, root: Cid) -> Result<(), Failure> {
+    let refuse = |error: WalkError| Failure::from_error(Class::Refused, &error);
+    let mut visit = Visit::new([root]).map_err(refuse)?;
+    let mut arriving = FuturesUnordered::new();
+    loop {
+        while arriving.len() < BLOCKS_AT_ONCE
+            && let Some(cid) = visit.next_cid().map_err(refuse)?
+        {
+            arriving.push(block(sources, root, cid));
+        }
+        let Some(block) = arriving.next().await else { return Ok(()) };
+        visit.feed(&block?).map_err(refuse)?;
+    }
+}
+
+/// Unpins. The narinfo is gone from every surface at once; the blocks go with the next GC.
+///
+/// # Errors
+/// `NotFound` when nothing like it is pinned.
+pub async fn remove(node: &Node, target: &str) -> Result<Done, Failure> {
+    let unknown = || Failure::new(Class::NotFound, format!("{target}: not pinned"));
+    let op = match parse(target)? {
+        Target::Path(hash) => {
+            node.store().path(&hash)?.filter(|record| record.pinned).ok_or_else(unknown)?;
+            Op::RemovePath(hash)
+        }
+        Target::Root(cid) => {
+            let pins = node.store().pins().collect::<Result<Vec<_>, _>>()?;
+            pins.iter().find(|pin| pin.cid == cid).ok_or_else(unknown)?;
+            Op::RemovePin(cid)
+        }
+    };
+    node.commit(Arc::new(node.store().lease()), vec![op]).await?;
+    Ok(Done::Ok)
+}

@@ -1,0 +1,125 @@
+//! `verify`: is what is on disk what was put there?
+//!
+//! Every pinned DAG is walked; with `deep` every block is hashed and every pinned NAR compared with
+//! its NarHash, not with our own records. With `repair` damaged blocks are dropped and fetched again.
+
+use super::Events;
+use super::fetch::places;
+use crate::Node;
+use crate::control::protocol::{Class, Done, Failure, Report};
+use crate::dag::read::{Counters, Sources, block as block_of, read};
+use futures::{StreamExt, pin_mut};
+use nipfs_proto::Cid;
+use nipfs_proto::dag::walk::{Visit, WalkError};
+use nipfs_proto::nix::NarHash;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Runs the job. Damage is a result, not an error: the caller looks at the lists.
+///
+/// # Errors
+/// The store's.
+pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], events: &Events) -> Result<Done, Failure> {
+    let store = node.store().clone();
+    let checked = tokio::task::spawn_blocking(move || store.verify(deep, repair)).await;
+    let checked = checked.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+    let mut damaged: BTreeSet<String> = checked.damaged.iter().map(|digest| digest.raw_cid().to_string()).collect();
+    let mut repaired = Vec::new();
+    let mut broken_paths = Vec::new();
+    let lease = Arc::new(node.store().lease());
+    let sources = if repair {
+        Sources { lease: Some(lease.clone()), ..places(node, peers, &[], events).await?.blocks }
+    } else {
+        Sources::local(node.store().clone())
+    };
+    for (target, root, nar_hash) in pinned(node)? {
+        let whole = walk(root, &sources, node, &mut damaged, &mut repaired).await?;
+        let matches = match nar_hash {
+            Some((nar_hash, size)) if whole && deep => {
+                hash(&sources, root, size, &target, events).await? == Some(nar_hash)
+            }
+            _ => whole,
+        };
+        if !matches {
+            broken_paths.push(target);
+        }
+    }
+    if !repaired.is_empty() {
+        // What was fetched again is durable before we say so.
+        node.commit(lease, Vec::new()).await?;
+    }
+    let damaged = damaged.into_iter().collect();
+    Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths })
+}
+
+type Pinned = (String, Cid, Option<(NarHash, u64)>);
+
+fn pinned(node: &Node) -> Result<Vec<Pinned>, Failure> {
+    let mut pinned = Vec::new();
+    for record in node.store().paths() {
+        let record = record?;
+        let nar_hash = record.nar_hash;
+        if record.pinned
+            && let Some((root, size)) = node.cache().root(&nar_hash, None)?
+        {
+            pinned.push((record.store_path.to_absolute_path(), root, Some((nar_hash, size))));
+        }
+    }
+    for pin in node.store().pins() {
+        let cid = pin?.cid;
+        pinned.push((cid.to_string(), cid, None));
+    }
+    Ok(pinned)
+}
+
+/// Walks one DAG; blocks that are missing or damaged come from outside when there is an outside.
+async fn walk(
+    root: Cid,
+    sources: &Sources,
+    node: &Node,
+    damaged: &mut BTreeSet<String>,
+    repaired: &mut Vec<String>,
+) -> Result<bool, Failure> {
+    let refuse = |error: WalkError| Failure::from_error(Class::Damaged, &error);
+    let mut visit = Visit::new([root]).map_err(refuse)?;
+    let mut whole = true;
+    while let Some(cid) = visit.next_cid().map_err(refuse)? {
+        let held = node.held(cid).await?;
+        match block_of(sources, root, cid).await {
+            Ok(block) => {
+                if !held {
+                    damaged.insert(cid.to_string());
+                    repaired.push(cid.to_string());
+                }
+                visit.feed(&block).map_err(refuse)?;
+            }
+            Err(error) => {
+                tracing::error!("{error}");
+                damaged.insert(cid.to_string());
+                whole = false;
+            }
+        }
+    }
+    Ok(whole)
+}
+
+async fn hash(
+    sources: &Sources,
+    root: Cid,
+    size: u64,
+    path: &str,
+    events: &Events,
+) -> Result<Option<NarHash>, Failure> {
+    let bytes = read(sources.clone(), Arc::new(Counters::default()), root, 0..size + 1);
+    pin_mut!(bytes);
+    let (mut sha256, mut done) = (Sha256::new(), 0);
+    while let Some(chunk) = bytes.next().await {
+        let Ok(chunk) = chunk else { return Ok(None) };
+        sha256.update(&chunk);
+        done += chunk.len() as u64;
+        let (path, source) = (path.to_owned(), "local".to_owned());
+        events.progress(Report::Progress { path, done, total: size, source });
+    }
+    Ok((done == size).then(|| NarHash(sha256.finalize().into())))
+}

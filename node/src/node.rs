@@ -1,0 +1,288 @@
+//! The handle that jobs and servers share.
+
+use crate::cache::Cache;
+use crate::control::protocol::{Class, Done, Failure, SourceBytes, Status};
+use crate::control::server::converse;
+use crate::dag::read::Counters;
+use crate::network::{self, BlockSource, Network};
+use crate::store::{Lease, Op, Store, StoreError};
+use libp2p::identity::Keypair;
+use libp2p::{Multiaddr, PeerId};
+use nipfs_proto::Cid;
+use nipfs_proto::bitswap::message::WantKind;
+use nipfs_proto::bitswap::server::{HAVE_REPLACED_BY_BLOCK, Outcome};
+use nipfs_proto::block::Digest;
+use nipfs_proto::nix::narinfo::NarInfo;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OnceCell;
+
+/// What a node is opened with.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The state directory; made when missing, mode 0700.
+    pub state: PathBuf,
+    /// Multiaddrs to listen on; empty for a node that only dials.
+    pub listen: Vec<Multiaddr>,
+    /// Peers to stay connected to: multiaddrs that end in `/p2p/ID`.
+    pub peers: Vec<Multiaddr>,
+    /// Whether this is a running `serve`.
+    pub serving: bool,
+}
+
+/// A node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    keypair: Keypair,
+    cache: Cache,
+    network: OnceCell<Network>,
+    http: OnceLock<String>,
+    counters: Arc<Counters>,
+}
+
+impl Node {
+    /// Opens the store and reads the identity. The network starts when it is first needed.
+    ///
+    /// # Errors
+    /// `InUse` when another process has the store, `Damaged`, `NoSpace`, or `Usage` when the state
+    /// directory cannot be used.
+    pub async fn open(settings: Settings) -> Result<Self, Failure> {
+        let state = settings.state.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            make_private(&state)?;
+            let store = Store::open(&state.join("store"))?;
+            let keypair = network::identity(&state)?;
+            Ok::<_, Failure>((store, keypair))
+        });
+        let (store, keypair) = opened.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        Ok(Self(Arc::new(Inner {
+            settings,
+            keypair,
+            cache: Cache::new(store),
+            network: OnceCell::new(),
+            http: OnceLock::new(),
+            counters: Arc::new(Counters::default()),
+        })))
+    }
+
+    /// Serves one control connection over `stream`, until it ends.
+    pub async fn handle(&self, stream: impl AsyncRead + AsyncWrite + Send) {
+        converse(self.clone(), stream).await;
+    }
+
+    /// Stops the network and closes the store. The other handles answer errors afterwards.
+    pub async fn shutdown(&self) {
+        if let Some(network) = self.0.network.get() {
+            network.shutdown().await;
+        }
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.0.settings.state
+    }
+
+    /// The block store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        self.0.cache.store()
+    }
+
+    /// The cache on top of it.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    /// Whether peers are configured, whom every session may ask.
+    #[must_use]
+    pub fn has_peers(&self) -> bool {
+        !self.0.settings.peers.is_empty()
+    }
+
+    /// Bytes of NARs served and fetched since the start.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.0.counters
+    }
+
+    /// Adds to what `status` shows.
+    pub fn count(&self, bytes: SourceBytes) {
+        let counters = &self.0.counters;
+        counters.local.fetch_add(bytes.local, Ordering::Relaxed);
+        counters.bitswap.fetch_add(bytes.bitswap, Ordering::Relaxed);
+        counters.gateway.fetch_add(bytes.gateway, Ordering::Relaxed);
+        counters.http.fetch_add(bytes.http, Ordering::Relaxed);
+    }
+
+    /// The network; the first call starts it.
+    ///
+    /// # Errors
+    /// `Usage` when an address cannot be listened on.
+    pub async fn network(&self) -> Result<Network, Failure> {
+        let start = async {
+            let config = network::Config { listen: self.0.settings.listen.clone(), ..network::Config::default() };
+            let network = Network::start(config, self.0.keypair.clone(), published(self.store().clone())).await?;
+            for peer in self.0.settings.peers.clone() {
+                // It is redialled for as long as the node lives; being away now is no reason not to start.
+                let network = network.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = network.keep(peer).await {
+                        tracing::warn!("{error}");
+                    }
+                });
+            }
+            Ok::<_, Failure>(network)
+        };
+        Ok(self.0.network.get_or_try_init(|| start).await?.clone())
+    }
+
+    /// Remembers where HTTP listens, for `status`.
+    pub fn set_http(&self, address: String) {
+        let _ = self.0.http.set(address);
+    }
+
+    /// Our peer id.
+    #[must_use]
+    pub fn peer_id(&self) -> PeerId {
+        self.0.keypair.public().to_peer_id()
+    }
+
+    /// Our multiaddrs, each ending in `/p2p/ID`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        let listeners = self.0.network.get().map(Network::listeners).unwrap_or_default();
+        listeners.iter().map(ToString::to_string).collect()
+    }
+
+    /// The answer to a greeting.
+    #[must_use]
+    pub fn hello(&self) -> Done {
+        Done::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            peer_id: self.peer_id().to_string(),
+            state: self.state().display().to_string(),
+            serving: self.0.settings.serving,
+            addresses: self.addresses(),
+        }
+    }
+
+    /// Figures.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn status(&self) -> Result<Status, Failure> {
+        let store = self.store().clone();
+        let stats = tokio::task::spawn_blocking(move || store.stats()).await;
+        let stats = stats.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        let peers = match self.0.network.get() {
+            Some(network) => network.peers().await?,
+            None => Vec::new(),
+        };
+        Ok(Status {
+            peer_id: self.peer_id().to_string(),
+            addresses: self.addresses(),
+            http: self.0.http.get().cloned(),
+            peers: peers.into_iter().map(|peer| peer.peer.to_string()).collect(),
+            roots: stats.roots,
+            blocks: stats.blocks,
+            stored_bytes: stats.stored_bytes,
+            logical_bytes: stats.logical_bytes,
+            bytes: self.0.counters.snapshot(),
+            serving: self.0.settings.serving,
+        })
+    }
+
+    /// Writes to the store, durably.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn commit(&self, lease: Arc<Lease>, ops: Vec<Op>) -> Result<(), Failure> {
+        let committed = tokio::task::spawn_blocking(move || lease.commit(ops)).await;
+        Ok(committed.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    }
+
+    /// Tells peers that wait for a DAG's root that it can be had.
+    pub async fn stored(&self, root: Option<Cid>) {
+        if let (Some(network), Some(root)) = (self.0.network.get(), root) {
+            // Only fails while the node shuts down; nobody waits then.
+            let _ = network.stored(vec![root]).await;
+        }
+    }
+
+    /// Whether a block is in the store.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn held(&self, cid: Cid) -> Result<bool, Failure> {
+        let Ok(Some(digest)) = Digest::of_cid(&cid) else { return Ok(true) };
+        let store = self.store().clone();
+        let held = tokio::task::spawn_blocking(move || store.has(&digest)).await;
+        Ok(held.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    }
+
+    /// Whether the NAR of `narinfo` is here, under `root`, every block of it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn holds(&self, narinfo: &NarInfo, root: Cid) -> Result<bool, Failure> {
+        let record = self.store().nar(&narinfo.nar_hash())?;
+        let known = record.is_some_and(|record| record.roots.iter().any(|(_, held)| *held == root));
+        Ok(known && self.is_complete(root).await?)
+    }
+
+    /// Whether every block of the DAG is here.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn is_complete(&self, root: Cid) -> Result<bool, Failure> {
+        self.protect(root, &Arc::new(self.store().lease())).await
+    }
+
+    /// Keeps GC away from the blocks of a DAG while `lease` lives. False when one is missing.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn protect(&self, root: Cid, lease: &Arc<Lease>) -> Result<bool, Failure> {
+        let lease = lease.clone();
+        let walked = tokio::task::spawn_blocking(move || lease.touch_dag(&root)).await;
+        Ok(walked.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    }
+}
+
+/// Answers peers' wants: only blocks of published DAGs; all else looks like absent.
+fn published(store: Store) -> BlockSource {
+    BlockSource::new(move |_, cid, kind| {
+        let found = || -> Result<Outcome, StoreError> {
+            let Ok(Some(digest)) = Digest::of_cid(cid) else { return Ok(Outcome::Absent) };
+            let Some(size) = store.size(&digest)?.filter(|_| store.is_public(&digest).unwrap_or(false)) else {
+                return Ok(Outcome::Absent);
+            };
+            if kind == WantKind::Have && size as usize > HAVE_REPLACED_BY_BLOCK {
+                return Ok(Outcome::Have);
+            }
+            Ok(store.get(&digest)?.map_or(Outcome::Absent, Outcome::Block))
+        };
+        found().unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            Outcome::Absent
+        })
+    })
+}
+
+/// Makes the state directory, readable by its owner only: keys and the identity lie in it.
+fn make_private(state: &Path) -> Result<(), Failure> {
+    DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|error| {
+        let failure = Failure::new(Class::Usage, format!("{}: cannot use as state directory", state.display()));
+        failure.because(&error).hint("choose another with --state DIR")
+    })
+}
