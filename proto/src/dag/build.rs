@@ -38,7 +38,7 @@ impl Builder {
         Self::with_layout(profile.layout())
     }
 
-    fn with_layout(layout: Layout) -> Self {
+    pub(super) fn with_layout(layout: Layout) -> Self {
         Self { layout, leaf: empty_leaf(layout), levels: Vec::new() }
     }
 

@@ -188,3 +188,6 @@ impl Reader {
         CarError::Malformed { offset: self.offset, why }
     }
 }
+
+#[cfg(test)]
+mod tests;

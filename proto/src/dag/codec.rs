@@ -212,3 +212,6 @@ fn put_delimited(out: &mut Vec<u8>, tag: u64, bytes: &[u8]) {
 pub(super) fn put_varint(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(unsigned_varint::encode::u64(value, &mut unsigned_varint::encode::u64_buffer()));
 }
+
+#[cfg(test)]
+mod tests;

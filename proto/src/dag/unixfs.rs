@@ -147,3 +147,6 @@ pub(super) fn leaf_node(mut buffer: Vec<u8>) -> Bytes {
     buffer.append(&mut tail);
     Bytes::from(buffer).slice(start..)
 }
+
+#[cfg(test)]
+mod tests;

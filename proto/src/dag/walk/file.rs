@@ -2,6 +2,7 @@
 
 use super::WalkError;
 use crate::block::{Block, Cid, MAX_BLOCK, check_cid};
+use crate::dag::codec::NodeError;
 use crate::dag::unixfs::{FileNode, check_codec};
 use bytes::Bytes;
 use std::ops::Range;
@@ -21,7 +22,8 @@ const MAX_AHEAD: usize = 1024;
 ///
 /// The blocks that were fed and not read yet are the driver's window. Beside them the walk holds one
 /// node's links for each level, at most [`MAX_OPEN`]. Each block is checked against the size that its parent
-/// declares, so nothing beyond the root's size comes out. Children of size 0 are never asked for.
+/// declares, so nothing beyond the root's size comes out. A child of no bytes must be a leaf: a tree of them would be
+/// endless work for nothing.
 #[derive(Debug)]
 pub struct FileWalk {
     /// What lies ahead, disjoint and complete; last is next.
@@ -131,13 +133,18 @@ impl FileWalk {
             Some(_) => {}
             None => self.size = Some(node.size),
         }
-        if depth == MAX_DEPTH && !node.children.is_empty() {
-            return Err(WalkError::TooDeep(cid));
+        if !node.children.is_empty() {
+            if depth == MAX_DEPTH {
+                return Err(WalkError::TooDeep(cid));
+            }
+            if node.size == 0 {
+                return Err(WalkError::Node { cid, source: NodeError::File("children, and not a byte in them") });
+            }
         }
         let mut parts: Vec<Part> = self.trim(offset, depth, &node.data).into_iter().collect();
         let mut at = offset + node.data.len() as u64;
         for (cid, size) in node.children {
-            if size > 0 && at < self.range.end && at + size > self.range.start {
+            if at < self.range.end && (at + size > self.range.start || at == self.range.start) {
                 parts.push(Part { offset: at, depth: depth + 1, content: Content::Wanted(cid, Some(size)) });
             }
             at += size;
@@ -177,3 +184,6 @@ impl FileWalk {
         self.open.len().min(most)
     }
 }
+
+#[cfg(test)]
+mod tests;

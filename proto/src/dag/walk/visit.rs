@@ -97,3 +97,6 @@ impl Visit {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
