@@ -30,7 +30,7 @@ fn damage(store: &Store, block: &Block) {
 
 #[test]
 fn what_no_pin_reaches_goes_and_its_space_comes_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let dags: Vec<_> = (1..=12).map(|seed| publish(&store, seed)).collect();
     let garbage = leaf(99, 5_000);
@@ -52,7 +52,7 @@ fn what_no_pin_reaches_goes_and_its_space_comes_back() {
 
 #[test]
 fn nothing_deleted_comes_back_when_the_index_is_rebuilt() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let dags: Vec<_> = (1..=30).map(|seed| publish(&store, seed)).collect();
     for seed in (1..=30).filter(|seed| seed % 5 != 0) {
@@ -75,7 +75,7 @@ fn nothing_deleted_comes_back_when_the_index_is_rebuilt() {
 
 #[test]
 fn leases_protect_new_and_old_blocks_until_they_end() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let old = publish(&store, 1);
     unpublish(&store, 1);
@@ -93,7 +93,7 @@ fn leases_protect_new_and_old_blocks_until_they_end() {
 
 #[test]
 fn a_damaged_or_missing_node_of_a_pinned_dag_stops_gc_before_the_sweep() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let dag = publish(&store, 1);
     let garbage = leaf(99, 500);
@@ -122,7 +122,7 @@ fn a_damaged_or_missing_node_of_a_pinned_dag_stops_gc_before_the_sweep() {
 
 #[test]
 fn a_size_limit_unpins_the_oldest_first() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let dags: Vec<_> = (1..=10).map(|seed| publish(&store, seed)).collect();
     let limit = store.stats().unwrap().stored_bytes * 45 / 100;
@@ -138,7 +138,7 @@ fn a_size_limit_unpins_the_oldest_first() {
 
 #[test]
 fn a_path_left_to_a_mirror_keeps_its_records_only() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let dag = publish(&store, 1);
     let path = PathRecord { pinned: false, mirror: Some("/ip4/192.0.2.1/tcp/4001".into()), ..path(1, root(&dag)) };
@@ -156,7 +156,7 @@ fn a_path_left_to_a_mirror_keeps_its_records_only() {
 
 #[test]
 fn commits_race_with_gc_and_no_pinned_dag_ever_loses_a_block() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     let shared = dag(1_000, 9, 700);
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -196,7 +196,7 @@ fn commits_race_with_gc_and_no_pinned_dag_ever_loses_a_block() {
 
 #[test]
 fn pinning_an_old_root_during_gc_either_holds_all_of_it_or_fails() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let store = small(dir.path());
     for round in 1..=40 {
         let dag = publish(&store, round);

@@ -1,8 +1,10 @@
 //! The store as its callers use it, and as crashes leave it.
 
+mod crash;
 pub(super) mod faults;
 mod gc;
 mod records;
+mod recovery;
 
 use super::disk::Disk;
 use super::{CidPin, Lease, NarRecord, Op, PathRecord, Store};
@@ -12,9 +14,15 @@ use nipfs_proto::block::{Block, DAG_PB, RAW};
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use std::path::Path;
+use tempfile::TempDir;
 
 /// Segments of this size make a few blocks a store of many segments.
 const SMALL: u64 = 32 << 10;
+
+/// A directory in memory, where there is one: syncs are for the crash tests to count, not to wait for.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
 
 /// Bytes that do not compress and depend on `seed` alone.
 fn noise(seed: u64, len: usize) -> Bytes {

@@ -4,8 +4,8 @@ use super::super::StoreError;
 use super::*;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
 
-fn open() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
+fn open() -> (TempDir, Store) {
+    let dir = scratch();
     let store = Store::open(dir.path()).unwrap();
     (dir, store)
 }

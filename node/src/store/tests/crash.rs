@@ -1,0 +1,169 @@
+//! Stops the store at every single operation on the disk, makes the images that a kill and a power cut would leave,
+//! and opens them: what was acknowledged is there and whole, what was deleted is not.
+
+use super::super::{GcOptions, StoreError};
+use super::faults::Faults;
+use super::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+/// What happened so far, as far as it was acknowledged.
+#[derive(Default)]
+struct Known {
+    held: BTreeMap<u64, Vec<Block>>,
+    /// Paths that were removed.
+    removed: Vec<u64>,
+    /// DAGs that a GC deleted.
+    deleted: Vec<Vec<Block>>,
+}
+
+fn own(seed: u64) -> Vec<Block> {
+    dag(seed, 5, 1_900)
+}
+
+/// Publishes, unpublishes and collects until something fails.
+fn live(store: &Store, known: &mut Known) -> Result<(), StoreError> {
+    for round in 0..3 {
+        for seed in 1..=4 {
+            let dag = own(seed);
+            known.removed.retain(|removed| *removed != seed);
+            known.deleted.retain(|deleted| root(deleted) != root(&dag));
+            let lease = store.lease();
+            for block in &dag {
+                lease.put(block)?;
+            }
+            lease.commit(entry(seed, root(&dag)))?;
+            known.held.insert(seed, dag);
+        }
+        for seed in (1..=4).filter(|seed| (seed + round) % 3 != 0) {
+            known.held.remove(&seed);
+            store.commit(vec![Op::RemovePath(hash_part(seed))])?;
+            known.removed.push(seed);
+        }
+        store.lease().put(&leaf(900 + round, 3_000))?;
+        store.gc(&GcOptions::default())?;
+        known.deleted = known.removed.iter().map(|seed| own(*seed)).collect();
+    }
+    Ok(())
+}
+
+fn disk(faults: &Faults) -> Disk {
+    Disk { faults: faults.clone() }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn packs(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir.join("packs")) else { return Vec::new() };
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Takes from an image what was not synced; of the last bytes some may have reached the disk out of order.
+fn cut_power(image: &Path, origin: &Path, faults: &Faults, keep_some: bool) {
+    for pack in packs(image) {
+        let durable = faults.durable(&origin.join("packs").join(pack.file_name().unwrap()));
+        let mut bytes = fs::read(&pack).unwrap();
+        let durable = usize::try_from(durable).unwrap().min(bytes.len());
+        if durable == 0 && !keep_some {
+            fs::remove_file(&pack).unwrap();
+            continue;
+        }
+        let lost = bytes.len() - durable;
+        if keep_some {
+            bytes[durable..durable + lost / 2].fill(0);
+        } else {
+            bytes.truncate(durable);
+        }
+        fs::write(&pack, bytes).unwrap();
+    }
+}
+
+fn check(image: &Path, known: &Known, with_index: bool, what: &str) {
+    if !with_index {
+        let _ = fs::remove_dir_all(image.join("index"));
+    }
+    let store = Store::open_on(image, Disk::default(), SMALL).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+    assert_eq!(store.recovery().damages, 0, "{what}: {:?}", store.recovery());
+    let report = store.verify(true, false).unwrap();
+    assert!(report.is_clean(), "{what}: {report:?}");
+    for (seed, dag) in &known.held {
+        assert!(store.path(&hash_part(*seed)).unwrap().is_some(), "{what}: path {seed} is lost");
+        assert_holds(&store, dag);
+        assert!(dag.iter().all(|block| store.is_public(&block.digest().unwrap()).unwrap()), "{what}");
+    }
+    for seed in &known.removed {
+        assert_eq!(store.path(&hash_part(*seed)).unwrap(), None, "{what}: path {seed} came back");
+        assert!(!own(*seed).iter().any(|block| store.is_public(&block.digest().unwrap()).unwrap()), "{what}");
+    }
+    known.deleted.iter().for_each(|dag| assert_lacks(&store, dag));
+    let before = picture(&store);
+    drop(store);
+    fs::remove_dir_all(image.join("index")).unwrap();
+    let store = small(image);
+    assert_eq!(picture(&store), before, "{what}: the packs alone say something else");
+    let dag = publish(&store, 77);
+    store.gc(&GcOptions::default()).unwrap();
+    assert_holds(&store, &dag);
+    assert!(store.verify(true, false).unwrap().is_clean(), "{what}");
+}
+
+#[test]
+fn a_kill_or_power_cut_at_any_operation_loses_nothing_acknowledged_and_brings_nothing_back() {
+    let base = scratch();
+    let faults = Faults::default();
+    let store = Store::open_on(&base.path().join("whole"), disk(&faults), SMALL).unwrap();
+    live(&store, &mut Known::default()).unwrap();
+    assert!(!store.dir().join("packs/00000001.pack").exists(), "segments are let go");
+    let total = faults.steps();
+    assert!(total > 100, "{total} operations");
+    drop(store);
+    for step in 0..total {
+        let dir = base.path().join(format!("step{step}"));
+        let image = base.path().join("image");
+        let (faults, mut known) = (Faults::default(), Known::default());
+        faults.freeze_at(step);
+        let store = Store::open_on(&dir, disk(&faults), SMALL);
+        if let Ok(store) = &store {
+            live(store, &mut known).unwrap_err();
+        }
+        let with_index = step % 2 == 0;
+        for (name, power, keep_some) in [("kill", false, false), ("cut", true, false), ("torn cut", true, true)] {
+            copy_dir(&dir, &image);
+            if power {
+                cut_power(&image, &dir, &faults, keep_some);
+            }
+            check(&image, &known, with_index, &format!("{name} at operation {step}, index {with_index}"));
+            fs::remove_dir_all(&image).unwrap();
+        }
+        drop(store);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+#[test]
+fn after_a_failed_sync_the_store_only_reads() {
+    let dir = scratch();
+    let faults = Faults::default();
+    let store = Store::open_on(dir.path(), disk(&faults), SMALL).unwrap();
+    let dag = publish(&store, 1);
+    let lease = store.lease();
+    lease.put(&leaf(50, 100)).unwrap();
+    faults.freeze_at(faults.steps());
+    assert!(matches!(lease.commit(Vec::new()).unwrap_err(), StoreError::Io { action: "write", .. }));
+    assert!(matches!(lease.commit(Vec::new()).unwrap_err(), StoreError::ReadOnly));
+    assert!(matches!(lease.put(&leaf(51, 100)).unwrap_err(), StoreError::ReadOnly));
+    assert!(matches!(store.gc(&GcOptions::default()).unwrap_err(), StoreError::ReadOnly));
+    assert_holds(&store, &dag);
+}

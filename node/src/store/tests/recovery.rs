@@ -1,0 +1,160 @@
+//! Opening what is torn, damaged or incomplete.
+
+use super::super::StoreError;
+use super::*;
+use std::fs;
+use std::path::PathBuf;
+
+fn packs(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("packs")).unwrap();
+    let mut packs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    packs.sort();
+    packs
+}
+
+fn drop_index(dir: &Path) {
+    // It may be gone already.
+    let _ = fs::remove_dir_all(dir.join("index"));
+}
+
+#[test]
+fn a_tail_cut_at_any_byte_loses_only_the_commit_that_it_cuts() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    let first = publish(&store, 1);
+    let pack = packs(dir.path()).remove(0);
+    let start = fs::metadata(&pack).unwrap().len();
+    let block = leaf(500, 150);
+    let lease = store.lease();
+    lease.put(&block).unwrap();
+    lease.commit(entry(2, *block.cid())).unwrap();
+    drop((lease, store));
+    let whole = fs::read(&pack).unwrap();
+    let cut_dir = scratch();
+    fs::copy(dir.path().join("format"), cut_dir.path().join("format")).unwrap();
+    fs::create_dir(cut_dir.path().join("packs")).unwrap();
+    let cut_pack = cut_dir.path().join("packs").join(pack.file_name().unwrap());
+    for cut in usize::try_from(start).unwrap()..=whole.len() {
+        fs::write(&cut_pack, &whole[..cut]).unwrap();
+        let store = Store::open(cut_dir.path()).unwrap();
+        assert_holds(&store, &first);
+        // The padding behind the last record says nothing.
+        let has_both = store.path(&hash_part(2)).unwrap().is_some();
+        assert!(has_both == (cut == whole.len()) || whole.len() - cut < 8, "cut at {cut}");
+        let report = store.verify(true, false).unwrap();
+        assert!(report.is_clean(), "cut at {cut}: {report:?}");
+        drop(store);
+        drop_index(cut_dir.path());
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_and_never_served_with_or_without_the_index() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dags: Vec<_> = (1..=4).map(|seed| publish(&store, seed)).collect();
+    let all = dags.concat();
+    drop(store);
+    let packs = packs(dir.path());
+    for round in 0..60 {
+        let pack = &packs[usize::try_from(round).unwrap() % (packs.len() - 1)];
+        let good = fs::read(pack).unwrap();
+        let at = usize::try_from(round * 7_919).unwrap() % good.len();
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (round % 8);
+        fs::write(pack, &bad).unwrap();
+        if round % 2 == 0 {
+            drop_index(dir.path());
+        }
+        let store = small(dir.path());
+        let mut lost = 0;
+        for block in &all {
+            match store.block(block.cid()) {
+                Ok(Some(found)) => assert_eq!(&found, block),
+                Ok(None) | Err(StoreError::Damaged { .. }) => lost += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(lost <= 1, "one flipped bit costs one block at most, not {lost}");
+        let report = store.verify(true, false).unwrap();
+        assert_eq!(report.is_clean(), lost == 0 && store.recovery().damages == 0, "{report:?}");
+        assert!(lost == 0 || !report.incomplete.is_empty(), "{report:?}");
+        drop(store);
+        fs::write(pack, &good).unwrap();
+        drop_index(dir.path());
+    }
+}
+
+#[test]
+fn a_damaged_block_is_healed_by_putting_it_again() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dag = publish(&store, 1);
+    drop(store);
+    let pack = packs(dir.path()).remove(0);
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[64 + 64 + 700] ^= 4;
+    fs::write(&pack, bytes).unwrap();
+    let store = small(dir.path());
+    let digest = dag[0].digest().unwrap();
+    assert!(store.has(&digest).unwrap());
+    assert!(matches!(store.get(&digest), Err(StoreError::Damaged { digest: named, .. }) if named == digest));
+    assert!(!store.has(&digest).unwrap());
+    assert!(store.lease().put(&dag[0]).unwrap().new);
+    assert_holds(&store, &dag);
+    store.commit(Vec::new()).unwrap();
+    assert!(store.verify(true, false).unwrap().is_clean());
+    assert!(store.is_public(&digest).unwrap());
+    let before = picture(&store);
+    drop(store);
+    drop_index(dir.path());
+    assert_eq!(picture(&small(dir.path())), before);
+}
+
+#[test]
+fn an_index_that_is_gone_damaged_or_old_is_made_good_from_the_packs() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let mut dags = publish(&store, 1);
+    drop(store);
+    let old = fs::read(dir.path().join("index/db")).unwrap();
+    let store = small(dir.path());
+    dags.extend(publish(&store, 2));
+    let before = picture(&store);
+    drop(store);
+    let db = dir.path().join("index/db");
+    let whole = fs::read(&db).unwrap();
+    for round in 0..40_usize {
+        let mut bad = if round < 2 { old.clone() } else { whole.clone() };
+        match round % 4 {
+            0 => drop_index(dir.path()),
+            1 => {}
+            2 => bad.truncate(bad.len() * round / 40),
+            _ => {
+                let at = round * 104_729 % 4_096;
+                bad[at] ^= 1 << (round % 8);
+            }
+        }
+        if round % 4 != 0 {
+            fs::write(&db, bad).unwrap();
+        }
+        let store = small(dir.path());
+        assert_holds(&store, &dags);
+        assert_eq!(picture(&store), before, "round {round}");
+    }
+}
+
+#[test]
+fn foreign_files_and_a_lost_format_file_do_no_harm() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dag = publish(&store, 1);
+    drop(store);
+    fs::write(dir.path().join("packs/README"), "foreign").unwrap();
+    fs::create_dir(dir.path().join("packs/99999999.pack")).unwrap();
+    fs::remove_file(dir.path().join("format")).unwrap();
+    drop_index(dir.path());
+    let store = small(dir.path());
+    assert_holds(&store, &dag);
+    publish(&store, 2);
+}
