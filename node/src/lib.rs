@@ -10,7 +10,7 @@ pub mod cache;
 pub mod control;
 pub mod dag;
 mod failure;
-
+pub mod http;
 pub mod jobs;
 pub mod network;
 pub mod nix;

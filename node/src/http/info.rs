@@ -1,0 +1,71 @@
+//! What the node says about itself.
+
+use super::reply::not_found;
+use super::site::Site;
+use crate::cache::Audience;
+use crate::store::{PathRecord, StoreError};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures::stream::try_unfold;
+use nipfs_proto::nix::cache_info::CacheInfo;
+use std::io;
+
+/// Below cache.nixos.org's 40: a client asks us first.
+const PRIORITY: u32 = 30;
+/// Paths that are read from the store at once.
+const BATCH: usize = 1000;
+
+pub(super) async fn cache_info() -> Response {
+    let info = CacheInfo { want_mass_query: true, priority: Some(PRIORITY) };
+    ([(header::CONTENT_TYPE, "text/x-nix-cache-info")], info.to_text()).into_response()
+}
+
+pub(super) async fn nipfs_info(State(site): State<Site>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], site.info().to_text()).into_response()
+}
+
+/// The base names of all published paths, one a line.
+pub(super) async fn paths(State(site): State<Site>) -> Response {
+    let all = site.node().store().paths();
+    let lines = try_unfold(Some(all), |all| async move {
+        let Some(mut all) = all else { return Ok(None) };
+        let batch = tokio::task::spawn_blocking(move || {
+            let lines = published(all.by_ref().take(BATCH))?;
+            Ok::<_, StoreError>(lines.map(|lines| (lines, all)))
+        });
+        let batch = batch.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(batch.map(|(lines, all)| (lines, Some(all))))
+    });
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(lines)).into_response()
+}
+
+/// The lines of one batch; `None` when there is no batch left.
+fn published(batch: impl Iterator<Item = Result<PathRecord, StoreError>>) -> Result<Option<Bytes>, StoreError> {
+    let (mut lines, mut any) = (String::new(), false);
+    for record in batch {
+        let record = record?;
+        any = true;
+        if record.published {
+            lines += &record.store_path.base_name();
+            lines.push('\n');
+        }
+    }
+    Ok(any.then(|| lines.into()))
+}
+
+pub(super) async fn status(State(site): State<Site>, audience: Audience) -> Response {
+    if audience != Audience::Loopback {
+        return not_found();
+    }
+    match site.node().status().await {
+        Ok(status) => Json(status).into_response(),
+        Err(failure) => {
+            tracing::error!(%failure, "no status");
+            not_found()
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the routes share.
+
+use super::accept::Peer;
+use super::passing::Passing;
+use crate::cache::{Audience, Cache, unix_now};
+use crate::dag::read::Sources;
+use crate::node::Node;
+use crate::store::StoreError;
+use crate::upstream::{Gateway, NipfsInfo, Upstream};
+use axum::extract::FromRequestParts;
+use axum::http::header;
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
+use nipfs_proto::nix::trust::TrustedKeys;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Bodies at once that may keep blocks in memory: NARs and CARs.
+const MAX_BODIES: usize = 256;
+/// How long a `nipfs-info` is good for, in seconds: static copies of it stay where they were put.
+const INFO_FOR: u64 = 30 * 86_400;
+
+/// Everything that a request is answered from. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Site(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    node: Node,
+    passing: Passing,
+    gateways: Arc<[Gateway]>,
+    trusted: TrustedKeys,
+    bodies: Arc<Semaphore>,
+}
+
+impl Site {
+    /// The face of `node`. Narinfos that it does not have are asked of `upstreams`; their NARs come as blocks when one
+    /// of the `trusted` keys bound the root, from peers or else `gateways`, and over HTTP otherwise.
+    #[must_use]
+    pub fn new(node: Node, upstreams: Vec<Upstream>, gateways: Vec<Gateway>, trusted: TrustedKeys) -> Self {
+        Self(Arc::new(Inner {
+            node,
+            passing: Passing::new(upstreams),
+            gateways: gateways.into(),
+            trusted,
+            bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+        }))
+    }
+
+    /// What `/nipfs-info` says now, unsigned.
+    #[must_use]
+    pub fn info(&self) -> NipfsInfo {
+        let now = unix_now();
+        NipfsInfo::new(now, now + INFO_FOR, self.0.node.addresses())
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.0.node
+    }
+
+    pub(super) fn passing(&self) -> &Passing {
+        &self.0.passing
+    }
+
+    pub(super) fn trusted(&self) -> &TrustedKeys {
+        &self.0.trusted
+    }
+
+    pub(super) fn bodies(&self) -> Arc<Semaphore> {
+        self.0.bodies.clone()
+    }
+
+    /// Blocks from the store only.
+    pub(super) fn here(&self) -> Sources {
+        Sources::local(self.0.node.store().clone())
+    }
+
+    /// Blocks from the store, from whoever is connected, and from the gateways.
+    pub(super) async fn anywhere(&self) -> Sources {
+        let session = match self.0.node.network().await {
+            Ok(network) => Some(Arc::new(network.session(Vec::new()))),
+            Err(error) => {
+                tracing::warn!(%error, "no peers can be asked");
+                None
+            }
+        };
+        Sources { session, gateways: self.0.gateways.clone(), ..self.here() }
+    }
+
+    /// Reads the cache off the event loop. A store that fails has nothing, and the log says why.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&Cache) -> Result<Option<T>, StoreError> + Send + 'static,
+    ) -> Option<T> {
+        let cache = self.0.node.cache().clone();
+        match tokio::task::spawn_blocking(move || what(&cache)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the store failed a request");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "a read of the store did not end");
+                None
+            }
+        }
+    }
+}
+
+/// A request comes from this machine when both its connection and the name that it was sent to are loopback: a web page
+/// that points its own name at us is the world.
+impl<S: Sync> FromRequestParts<S> for Audience {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<Peer>().is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+        let host = parts.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let host = host.is_some_and(|host| is_loopback(host.host()));
+        Ok(if peer && host { Self::Loopback } else { Self::World })
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+}

@@ -1,0 +1,178 @@
+//! Nix's view: narinfos, NARs, and who may see them.
+
+use super::*;
+
+#[tokio::test]
+async fn the_cache_says_what_it_is() {
+    let server = Server::start().await;
+    let info = server.get("/nix-cache-info").await;
+    assert_eq!((info.status, info.text()), (200, "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"));
+    assert_eq!(server.get("/plain/nix-cache-info").await.body, info.body);
+    assert_eq!(server.get("/health").await.text(), "ok\n");
+    let ours = crate::upstream::NipfsInfo::parse(server.get("/nipfs-info").await.text()).unwrap();
+    assert!(ours.expires > ours.sequence);
+    let status: serde_json::Value = serde_json::from_slice(&server.get("/status").await.body).unwrap();
+    assert_eq!(status["peerId"], server.node.peer_id().to_string());
+}
+
+#[tokio::test]
+async fn a_published_path_is_served_with_and_without_our_lines() {
+    let server = Server::start().await;
+    let content = Content::new(1, 3 << 20, None);
+    server.add(&content, Audience::World);
+
+    let full = server.get(&content.info_path()).await;
+    assert_eq!((full.status, full.text()), (200, content.narinfo.text()));
+    assert_eq!(full.header("x-ipfs-roots"), content.root().to_string());
+    assert_eq!(full.header("content-type"), "text/x-nix-narinfo");
+
+    let plain = server.get(&format!("/plain{}", content.info_path())).await;
+    assert_eq!((plain.status, plain.text()), (200, content.narinfo.plain().text()));
+    assert_eq!(plain.header("x-ipfs-roots"), content.root().to_string());
+
+    for path in [content.nar_path(), format!("/plain{}", content.nar_path())] {
+        let nar = server.get(&path).await;
+        assert!(nar.status == 200 && nar.whole && nar.body == content.nar);
+        assert_eq!(nar.header("content-length"), content.nar.len().to_string());
+        assert_eq!(nar.header("accept-ranges"), "bytes");
+        assert_eq!(nar.header("content-type"), "application/x-nix-nar");
+    }
+}
+
+#[tokio::test]
+async fn head_has_the_length_and_no_body() {
+    let server = Server::start().await;
+    let content = Content::new(1, 100_000, None);
+    server.add(&content, Audience::World);
+    let length = content.narinfo.text().len();
+    for (path, length) in [(content.info_path(), length), (content.nar_path(), content.nar.len())] {
+        for headers in ["", "Range: bytes=0-1\r\n"] {
+            let head = server.ask("HEAD", &path, headers).await;
+            assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, &*length.to_string(), 0));
+        }
+    }
+    assert_eq!(server.ask("HEAD", "/nar/x.nar", "").await.status, 404);
+}
+
+#[tokio::test]
+async fn ranges_of_a_nar() {
+    let server = Server::start().await;
+    let content = Content::new(1, (2 << 20) + 5, None);
+    server.add(&content, Audience::World);
+    let (nar, size) = (&content.nar, content.nar.len());
+    let etag = server.get(&content.nar_path()).await.header("etag").to_owned();
+    let ranges = [
+        ("0-0", 0..1),
+        ("1048570-1048590", 1_048_570..1_048_591),
+        ("100-", 100..size),
+        ("-7", size - 7..size),
+        ("5-99999999999999999999", 5..size),
+    ];
+    for (asked, range) in ranges {
+        for validator in [String::new(), format!("If-Range: {etag}\r\n")] {
+            let part = server.ask("GET", &content.nar_path(), &format!("Range: bytes={asked}\r\n{validator}")).await;
+            assert!(part.status == 206 && part.whole && part.body == nar[range.clone()], "{asked}");
+            assert_eq!(part.header("content-range"), format!("bytes {}-{}/{size}", range.start, range.end - 1));
+        }
+    }
+    let changed = server.ask("GET", &content.nar_path(), "Range: bytes=9-\r\nIf-Range: \"old\"\r\n").await;
+    assert!(changed.status == 200 && changed.body == *nar);
+    let beyond = server.ask("GET", &content.nar_path(), &format!("Range: bytes={size}-\r\n")).await;
+    assert_eq!((beyond.status, beyond.header("content-range")), (416, &*format!("bytes */{size}")));
+    let known = server.ask("GET", &content.nar_path(), &format!("If-None-Match: {etag}\r\n")).await;
+    assert_eq!((known.status, known.body.len()), (304, 0));
+}
+
+#[tokio::test]
+async fn the_world_sees_what_is_published_and_this_machine_what_was_fetched() {
+    let server = Server::start().await;
+    let (public, private) = (Content::new(1, 5000, None), Content::new(2, 5000, None));
+    server.add(&public, Audience::World);
+    server.add(&private, Audience::Loopback);
+    let absent = Content::new(3, 5000, None);
+
+    let views = |content: &Content| {
+        let plain = format!("/plain{}", content.info_path());
+        let named = format!("{}?hash={}", content.nar_path(), content.narinfo.store_path().hash_part());
+        [content.info_path(), plain, content.nar_path(), named]
+    };
+    for (public, private, absent) in
+        std::iter::zip(std::iter::zip(views(&public), views(&private)), views(&absent)).map(|((a, b), c)| (a, b, c))
+    {
+        assert_eq!(server.get_from_afar(&public).await.status, 200, "{public}");
+        let (hidden, missing) = (server.get_from_afar(&private).await, server.get_from_afar(&absent).await);
+        assert_eq!((hidden.status, &hidden.body), (404, &missing.body), "{private}");
+        assert_eq!(server.get(&private).await.status, 200, "{private}");
+    }
+    for format in ["raw", "car"] {
+        let path = |content: &Content| format!("/ipfs/{}?format={format}", content.root());
+        assert_eq!(server.get(&path(&public)).await.status, 200);
+        // The gateway is for the network: it has one view for all.
+        assert_eq!(server.get(&path(&private)).await.status, 404);
+        assert_eq!(server.get(&path(&absent)).await.status, 404);
+    }
+    assert_eq!(server.get("/nipfs-paths").await.text(), format!("{}\n", public.narinfo.store_path().base_name()));
+    assert_eq!(server.get_from_afar("/status").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_name_that_points_at_us_is_the_world() {
+    let server = Server::start().await;
+    let private = Content::new(1, 5000, None);
+    server.add(&private, Audience::Loopback);
+    for (host, status) in [
+        ("127.0.0.1:1", 200),
+        ("localhost", 200),
+        ("LocalHost:80", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.1.evil.example", 404),
+        ("evil.example:80", 404),
+        ("127.0.0.1@evil.example", 404),
+        ("", 404),
+    ] {
+        assert_eq!(server.ask_as(host, "GET", &private.info_path(), "").await.status, status, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn all_published_paths_are_listed() {
+    let server = Server::start().await;
+    let all: Vec<Content> = (0..20).map(|number| Content::new(number, 50, None)).collect();
+    for content in &all {
+        server.add(content, if content.nar[120] % 2 == 0 { Audience::World } else { Audience::Loopback });
+    }
+    let mut expected: Vec<String> = Vec::new();
+    for content in &all {
+        if server.get_from_afar(&content.info_path()).await.status == 200 {
+            expected.push(content.narinfo.store_path().base_name());
+        }
+    }
+    let listed = server.get("/nipfs-paths").await;
+    let mut listed: Vec<String> = listed.text().lines().map(str::to_owned).collect();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+    assert!((1..20).contains(&listed.len()));
+}
+
+#[tokio::test]
+async fn a_damaged_nar_is_cut_and_never_ends_well() {
+    let server = Server::start().await;
+    let content = Content::new(1, 5 << 20, None);
+    server.add(&content, Audience::World);
+    let damage = |from_end: bool| {
+        let packs = std::fs::read_dir(server.node.state().join("store/packs")).unwrap();
+        let pack = packs.map(|entry| entry.unwrap().path()).min().unwrap();
+        let mut bytes = std::fs::read(&pack).unwrap();
+        // Somewhere in the fourth MiB, or in the first.
+        let at = if from_end { 7 << 19 } else { 1 << 19 };
+        bytes[at] ^= 1;
+        std::fs::write(&pack, bytes).unwrap();
+    };
+    damage(true);
+    let cut = server.get(&content.nar_path()).await;
+    assert!(cut.status == 200 && !cut.whole && content.nar.starts_with(&cut.body) && !cut.body.is_empty());
+    damage(false);
+    let none = server.get(&content.nar_path()).await;
+    assert_eq!((none.status, none.text()), (404, "not found\n"));
+}
