@@ -5,7 +5,7 @@
 
 use crate::control::address::socket_address;
 use crate::control::frame::{Codec, Frame, FrameError};
-use crate::control::protocol::{Done, Failure, Item, Report, Request};
+use crate::control::protocol::{Class, Done, Failure, Item, Report, Request};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use std::io;
@@ -38,6 +38,15 @@ pub enum ClientError {
     /// The connection failed.
     #[error(transparent)]
     Frame(#[from] FrameError),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Failed(failure) => failure,
+            error => Self::from_error(Class::Failed, &error),
+        }
+    }
 }
 
 /// What the node says while it works on a request.

@@ -71,6 +71,20 @@ impl Database {
         closure
     }
 
+    /// Paths that are in the store, at most `limit` of them, in no order.
+    ///
+    /// # Errors
+    /// That the query failed.
+    pub fn valid_paths(&self, limit: usize) -> Result<Vec<StorePath>, QueryError> {
+        let query = || {
+            let mut rows = self.connection.prepare("SELECT path FROM ValidPaths LIMIT ?")?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            rows.query_map([limit], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()
+        };
+        let paths = query().map_err(|error| self.failed(error))?;
+        Ok(paths.iter().filter_map(|path| StorePath::parse(path).ok()).collect())
+    }
+
     /// The row of `path`, and the paths that it refers to.
     fn registered(&self, path: &StorePath) -> rusqlite::Result<Option<(Registered, Vec<String>)>> {
         let mut row = self

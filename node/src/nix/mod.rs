@@ -3,6 +3,7 @@
 pub mod closure;
 pub mod database;
 pub mod dump;
+pub mod import;
 pub mod keys;
 pub mod path_info;
 pub mod unpack;

@@ -1,5 +1,4 @@
 use super::*;
-use crate::control::protocol::{Class, Done};
 use futures::{SinkExt, StreamExt};
 use tokio_util::codec::Framed;
 

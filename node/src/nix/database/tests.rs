@@ -88,6 +88,17 @@ fn closures_come_in_order() {
 }
 
 #[test]
+fn valid_paths_are_listed_up_to_a_limit() {
+    let (state, connection) = state();
+    register(&connection, "one", &[]);
+    register(&connection, "two", &[]);
+    let mut paths = open(&state).valid_paths(9).unwrap();
+    paths.sort_unstable();
+    assert_eq!(paths, [path("one"), path("two")]);
+    assert_eq!(open(&state).valid_paths(1).unwrap().len(), 1);
+}
+
+#[test]
 fn absent_paths_are_named() {
     let (state, _connection) = state();
     let error = open(&state).closure(&[path("gone")]).unwrap_err();

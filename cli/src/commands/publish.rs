@@ -1,0 +1,186 @@
+//! `nipfs publish`: store paths, files, directories and binary caches become NARs in the node's store
+//! and signed narinfos in the cache directory.
+//!
+//! Inputs and keys are read here, with the rights of who runs the command; the node gets NAR bytes.
+//! What we sign is what this machine made: registered store paths, and paths whose content address
+//! was computed here. A path is committed in the node first and written to the cache directory then,
+//! dependencies before what refers to them, so that a crash leaves nothing half published.
+
+mod cache_directory;
+mod input;
+mod record;
+mod stage;
+
+use super::{App, key, nix_state};
+use crate::args;
+use crate::outcome::{Stop, Tally};
+use input::Input;
+use nipfs_node::control::client::Client;
+use nipfs_node::control::protocol::{Class, Done, Failure, Request};
+use nipfs_node::nix::closure::closure;
+use nipfs_proto::block::Cid;
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::narinfo::PathInfo;
+use nipfs_proto::nix::signature::SecretKey;
+use nipfs_proto::nix::store_path::{StorePath, add_path};
+use stage::Source;
+use std::collections::BTreeSet;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+/// Publishes one thing after the other.
+struct Publisher<'a> {
+    app: &'a App<'a>,
+    /// Empty with `--unsigned`.
+    keys: Vec<SecretKey>,
+    profile: Profile,
+    cache: PathBuf,
+    /// The connection on which NARs are staged; made anew after a failure.
+    client: Option<Client>,
+    tally: Tally,
+}
+
+/// Runs the verb.
+pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> {
+    let keys = if args.unsigned { Vec::new() } else { key::signing_keys(&app.settings)? };
+    let name = &app.settings.chunker.value;
+    let profile =
+        name.parse().map_err(|error| Failure::new(Class::Usage, format!("unknown chunker: {name}")).because(&error))?;
+    let cache = app.settings.cache.value.clone();
+    let mut publisher = Publisher { app, keys, profile, cache, client: None, tally: Tally::default() };
+    let mut inputs = Vec::new();
+    for path in all_paths(&args)? {
+        inputs.push(Input::of(&path)?);
+    }
+    let roots =
+        inputs.iter().filter_map(|input| if let Input::StorePath(path) = input { Some(path.clone()) } else { None });
+    let roots: Vec<StorePath> = roots.collect();
+    if !roots.is_empty() {
+        publisher.store_paths(roots, &args).await?;
+    }
+    for input in inputs {
+        match input {
+            Input::StorePath(_) => {}
+            Input::CacheDirectory(directory) => cache_directory::publish(&mut publisher, &directory).await?,
+            Input::Tree(path) => {
+                let name = path.display().to_string();
+                let published = publisher.tree(&path).await;
+                publisher.count(&name, published)?;
+            }
+        }
+    }
+    publisher.tally.outcome()
+}
+
+/// The arguments, and with `--stdin` the lines of standard input.
+fn all_paths(args: &args::Publish) -> Result<Vec<PathBuf>, Failure> {
+    let mut paths = args.paths.clone();
+    if args.stdin {
+        for line in std::io::stdin().lock().lines() {
+            let line =
+                line.map_err(|error| Failure::new(Class::Usage, "cannot read: standard input").because(&error))?;
+            paths.extend(line.split_whitespace().map(PathBuf::from));
+        }
+    }
+    Ok(paths)
+}
+
+impl Publisher<'_> {
+    /// Store paths of this machine's Nix, with their closure, dependencies first.
+    async fn store_paths(&mut self, roots: Vec<StorePath>, args: &args::Publish) -> Result<(), Stop> {
+        let asked: BTreeSet<StorePath> = roots.iter().cloned().collect();
+        let valid = closure(&nix_state(), roots).await.map_err(|error| Failure::from_error(Class::Usage, &error))?;
+        for path in valid {
+            let info = path.info;
+            let signed =
+                info.signatures.iter().any(|signature| args.skip_signed_by.iter().any(|key| key == signature.key()));
+            if signed || (args.no_closure && !asked.contains(&info.path)) {
+                continue;
+            }
+            let name = info.path.to_absolute_path();
+            let published = self.store_path(info).await;
+            self.count(&name, published)?;
+        }
+        Ok(())
+    }
+
+    async fn store_path(&mut self, info: PathInfo) -> Result<(), Stop> {
+        let path = info.path.to_absolute_path();
+        let mut new_bytes = 0;
+        let root = match self.known(&info.path, info.nar_hash).await? {
+            Some(root) => root,
+            None => {
+                let staged = self.stage(&path, Source::Tree(PathBuf::from(&path)), info.nar_size).await?;
+                if staged.nar_hash != info.nar_hash {
+                    return Err(changed(&path, info.nar_hash, staged.nar_hash).into());
+                }
+                new_bytes = staged.new_bytes;
+                staged.root
+            }
+        };
+        self.record(info, root, new_bytes).await
+    }
+
+    /// Any file or directory: its NAR decides which store path it becomes.
+    async fn tree(&mut self, path: &Path) -> Result<(), Stop> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let unfit = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(Class::Usage, format!("cannot become a store path: {}", path.display())).because(error)
+        };
+        // Before anything is read: whether the name will do does not depend on the content.
+        add_path(&name, &[0; 32]).map_err(|error| unfit(&error))?;
+        let staged = self.stage(&path.display().to_string(), Source::Tree(path.to_owned()), 0).await?;
+        let info = PathInfo {
+            path: add_path(&name, &staged.nar_hash.0).map_err(|error| unfit(&error))?,
+            nar_hash: staged.nar_hash,
+            nar_size: staged.nar_size,
+            references: Vec::new(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: Some(format!("fixed:r:{}", staged.nar_hash)),
+        };
+        self.record(info, staged.root, staged.new_bytes).await
+    }
+
+    /// The root of a NAR that the node holds under our profile.
+    async fn known(&mut self, path: &StorePath, nar_hash: NarHash) -> Result<Option<Cid>, Failure> {
+        let request = Request::Known {
+            path: Some(path.to_absolute_path()),
+            nar_hash: Some(nar_hash.to_string()),
+            profile: self.profile.to_string(),
+        };
+        match self.client().await?.call(request).await? {
+            Done::Known { root, .. } => root.map(|root| stage::parse_root(&root)).transpose(),
+            other => Err(super::out_of_turn(&other)),
+        }
+    }
+
+    async fn client(&mut self) -> Result<&mut Client, Failure> {
+        if self.client.is_none() {
+            self.client = Some(self.app.client().await?);
+        }
+        self.client.as_mut().ok_or_else(|| Failure::new(Class::Failed, "no connection"))
+    }
+
+    /// Counts one item; only what concerns that item alone lets the others go on.
+    fn count(&mut self, name: &str, published: Result<(), Stop>) -> Result<(), Stop> {
+        match published {
+            Ok(()) => self.tally.success(),
+            Err(Stop::Failed(failure))
+                if !matches!(failure.class, Class::NoSpace | Class::Damaged | Class::Interrupted) =>
+            {
+                self.app.item_failed(name, &failure);
+                self.tally.failure(failure.class);
+            }
+            Err(stop) => return Err(stop),
+        }
+        Ok(())
+    }
+}
+
+fn changed(path: &str, registered: NarHash, found: NarHash) -> Failure {
+    let failure = Failure::new(Class::Refused, format!("hash of path {path} has changed"));
+    let cause = std::io::Error::other(format!("registered as {registered}, found {found}"));
+    failure.because(&cause).hint(format!("run: nix-store --verify-path {path}"))
+}

@@ -1,0 +1,109 @@
+//! The narinfo of what is published: built or completed, signed, committed, written.
+
+use super::Publisher;
+use crate::files;
+use crate::outcome::Stop;
+use nipfs_node::control::protocol::{Class, Failure, Request};
+use nipfs_proto::block::Cid;
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::cache_info::CacheInfo;
+use nipfs_proto::nix::narinfo::{NarInfo, NarInfoError, PathInfo, Root, ipfs_fingerprint};
+use nipfs_proto::nix::signature::SecretKey;
+use serde::Serialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Below what cache.nixos.org (40) says, so that Nix asks us first.
+const PRIORITY: u32 = 30;
+
+/// A line of `publish`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    path: String,
+    narinfo: PathBuf,
+    root: String,
+    nar_hash: String,
+    nar_size: u64,
+    new_bytes: u64,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.path, self.root)
+    }
+}
+
+impl Publisher<'_> {
+    /// Publishes a path of ours, whose NAR is staged or held. Signatures that its narinfo in the cache
+    /// directory carries already are kept.
+    pub(super) async fn record(&mut self, mut info: PathInfo, root: Cid, new_bytes: u64) -> Result<(), Stop> {
+        let file = self.cache.join(format!("{}.narinfo", info.path.hash_part()));
+        let before = std::fs::read(&file).ok().and_then(|text| NarInfo::parse(&info.path.hash_part(), &text).ok());
+        let before = before.filter(|before| before.nar_hash() == info.nar_hash);
+        for signature in before.iter().flat_map(NarInfo::signatures) {
+            if !info.signatures.contains(signature) {
+                info.signatures.push(signature.clone());
+            }
+        }
+        let mut narinfo = NarInfo::new(&info).map_err(|error| unfit(&info, &error))?;
+        for key in &self.keys {
+            narinfo.add_sig(key.sign(&narinfo.fingerprint()));
+        }
+        let old_root = before.as_ref().and_then(NarInfo::root);
+        let narinfo = with_root(&narinfo, old_root, root, (&self.keys, self.profile))?;
+        write_cache_info(&self.cache)?;
+        self.commit(&narinfo, &file, new_bytes).await
+    }
+
+    /// Makes the node serve the narinfo, writes its file, and prints the line.
+    pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
+        let request = Request::Commit { narinfo: narinfo.text().to_owned() };
+        self.client().await?.call(request).await.map_err(Failure::from)?;
+        files::write(file, narinfo.text().as_bytes()).map_err(|error| unwritable(file, &error))?;
+        self.app.printer.item(&Line {
+            path: narinfo.store_path().to_absolute_path(),
+            narinfo: file.to_owned(),
+            root: narinfo.root().map(|root| root.cid().to_string()).unwrap_or_default(),
+            nar_hash: narinfo.nar_hash().to_string(),
+            nar_size: narinfo.nar_size(),
+            new_bytes,
+        })
+    }
+}
+
+/// The narinfo naming `cid`, bound to its NAR by the first of our keys. Without keys, a binding of this
+/// very root that was there before is kept.
+pub(crate) fn with_root(
+    narinfo: &NarInfo,
+    before: Option<&Root>,
+    cid: Cid,
+    (keys, profile): (&[SecretKey], Profile),
+) -> Result<NarInfo, Failure> {
+    let fingerprint = ipfs_fingerprint(narinfo.nar_hash(), narinfo.nar_size(), &cid, &profile.to_string());
+    let ours = keys.first().map(|key| key.sign(&fingerprint));
+    let kept = || before.filter(|before| *before.cid() == cid).and_then(Root::signature).cloned();
+    let root = Root::new(cid, ours.or_else(kept));
+    let root = root.map_err(|error| Failure::new(Class::Failed, format!("not a root: {cid}")).because(&error))?;
+    Ok(narinfo.with_ipfs(root))
+}
+
+/// A cache directory says what it is, once.
+fn write_cache_info(cache: &Path) -> Result<(), Failure> {
+    let file = cache.join("nix-cache-info");
+    if file.exists() {
+        return Ok(());
+    }
+    let text = CacheInfo { want_mass_query: true, priority: Some(PRIORITY) }.to_text();
+    let written = std::fs::create_dir_all(cache).and_then(|()| files::write(&file, text.as_bytes()));
+    written.map_err(|error| unwritable(&file, &error))
+}
+
+fn unwritable(file: &Path, error: &std::io::Error) -> Failure {
+    let class = if error.kind() == std::io::ErrorKind::StorageFull { Class::NoSpace } else { Class::Failed };
+    Failure::new(class, format!("cannot write: {}", file.display())).because(error)
+}
+
+fn unfit(info: &PathInfo, error: &NarInfoError) -> Failure {
+    Failure::new(Class::Failed, format!("cannot be described by a narinfo: {}", info.path)).because(error)
+}

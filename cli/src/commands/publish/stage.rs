@@ -1,0 +1,120 @@
+//! Sending a NAR to the node. It is read on a thread of its own, a few pieces ahead of the connection.
+
+use super::Publisher;
+use bytes::Bytes;
+use nipfs_node::control::frame::DATA_PIECE;
+use nipfs_node::control::protocol::{Class, Done, Failure, Request};
+use nipfs_node::nix::dump::{DumpError, dump};
+use nipfs_proto::block::{Cid, parse_cid};
+use nipfs_proto::nix::NarHash;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Pieces that are read ahead, of at most [`DATA_PIECE`] bytes.
+const AHEAD: usize = 4;
+
+/// Where a NAR comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A tree that is dumped.
+    Tree(PathBuf),
+    /// A file that is a NAR.
+    File(PathBuf),
+}
+
+impl Source {
+    fn read(&self, out: &mut Pieces) -> Result<(), Failure> {
+        match self {
+            Self::Tree(path) => dump(path, out).map_err(|error| unreadable(&error)),
+            Self::File(path) => {
+                let copied = std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, out));
+                let failed =
+                    |error| Failure::new(Class::Failed, format!("cannot read: {}", path.display())).because(&error);
+                copied.map(drop).map_err(failed)
+            }
+        }
+    }
+}
+
+fn unreadable(error: &DumpError) -> Failure {
+    let class = match error {
+        DumpError::Unsupported(_) | DumpError::Depth(_) | DumpError::Name(_) => Class::Usage,
+        _ => Class::Failed,
+    };
+    Failure::from_error(class, error)
+}
+
+/// A NAR in the node's store, held for this connection until it is committed.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    /// Root of its DAG.
+    pub(crate) root: Cid,
+    /// Its hash, as the node computed it.
+    pub(crate) nar_hash: NarHash,
+    /// Its bytes.
+    pub(crate) nar_size: u64,
+    /// Plain bytes of blocks that the node did not hold before.
+    pub(crate) new_bytes: u64,
+}
+
+impl Publisher<'_> {
+    /// Sends a NAR; `name` and `total` (0: not known) are for the progress bar.
+    ///
+    /// # Errors
+    /// When it cannot be read or the node does not take it. The connection is given up then: the data
+    /// that the node waits for will not come.
+    pub(super) async fn stage(&mut self, name: &str, source: Source, total: u64) -> Result<Staged, Failure> {
+        let sent = self.send(name, source, total).await;
+        if sent.is_err() {
+            self.client = None;
+        }
+        match sent? {
+            Done::Staged { root, nar_hash, nar_size, new_bytes } => {
+                let unreadable =
+                    |error| Failure::new(Class::Failed, format!("not a NarHash: {nar_hash}")).because(&error);
+                let nar_hash = nar_hash.parse().map_err(unreadable)?;
+                Ok(Staged { root: parse_root(&root)?, nar_hash, nar_size, new_bytes })
+            }
+            other => Err(crate::commands::out_of_turn(&other)),
+        }
+    }
+
+    async fn send(&mut self, name: &str, source: Source, total: u64) -> Result<Done, Failure> {
+        let (printer, profile) = (self.app.printer, self.profile.to_string());
+        let mut exchange = self.client().await?.request(Request::Stage { profile }).await?;
+        let (pieces, mut waiting) = mpsc::channel(AHEAD);
+        let reading = tokio::task::spawn_blocking(move || source.read(&mut Pieces(pieces)));
+        let mut done = 0;
+        while let Some(piece) = waiting.recv().await {
+            done += piece.len() as u64;
+            exchange.send_data(piece).await?;
+            printer.progress(name, done, total, "reading");
+        }
+        reading.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        exchange.end_data().await?;
+        let staged = exchange.done().await;
+        printer.clear();
+        staged.map_err(Failure::from)
+    }
+}
+
+/// The writing end of the channel between the reading thread and the connection.
+struct Pieces(mpsc::Sender<Bytes>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = &bytes[..bytes.len().min(DATA_PIECE)];
+        let sent = self.0.blocking_send(Bytes::copy_from_slice(piece));
+        sent.map(|()| piece.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a CID that the node sent.
+pub(crate) fn parse_root(text: &str) -> Result<Cid, Failure> {
+    parse_cid(text).map_err(|error| Failure::new(Class::Failed, format!("not a CID: {text}")).because(&error))
+}

@@ -1,0 +1,77 @@
+//! `nipfs gc` and `nipfs verify`: the state of the store.
+
+use super::{App, out_of_turn};
+use crate::args;
+use crate::outcome::Stop;
+use crate::size;
+use nipfs_node::control::protocol::{Class, Done, Request};
+use serde::Serialize;
+use std::fmt;
+
+/// What `gc` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Freed {
+    freed_bytes: u64,
+    dropped_paths: Vec<String>,
+    kept_paths: u64,
+    kept_because: Vec<(String, String)>,
+}
+
+impl fmt::Display for Freed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for path in &self.dropped_paths {
+            writeln!(f, "dropped {path}")?;
+        }
+        for (path, reason) in &self.kept_because {
+            writeln!(f, "kept {path}: {reason}")?;
+        }
+        write!(f, "freed {}, {} paths stay pinned", size::show(self.freed_bytes), self.kept_paths)
+    }
+}
+
+/// Frees what no pin reaches.
+pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
+    let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror: None };
+    match app.ask(request).await? {
+        Done::Gc { freed_bytes, dropped_paths, kept_paths, kept_because } => {
+            app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because })
+        }
+        other => Err(out_of_turn(&other).into()),
+    }
+}
+
+/// What `verify` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verified {
+    blocks: u64,
+    damaged: Vec<String>,
+    repaired: Vec<String>,
+    broken_paths: Vec<String>,
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for cid in &self.damaged {
+            let state = if self.repaired.contains(cid) { "repaired" } else { "damaged" };
+            writeln!(f, "{state} {cid}")?;
+        }
+        for path in &self.broken_paths {
+            writeln!(f, "incomplete {path}")?;
+        }
+        write!(f, "checked {} blocks, {} damaged, {} repaired", self.blocks, self.damaged.len(), self.repaired.len())
+    }
+}
+
+/// Checks what is on disk. Damage that stays is exit 5.
+pub(crate) async fn verify(app: &App<'_>, args: &args::Verify) -> Result<(), Stop> {
+    let peers = app.settings.peers.value.clone();
+    let done = app.items(Request::Verify { deep: args.deep, repair: args.repair, peers }, |_| Ok(())).await?;
+    let Done::Verify { blocks, damaged, repaired, broken_paths } = done else {
+        return Err(out_of_turn(&done).into());
+    };
+    let whole = broken_paths.is_empty() && damaged.iter().all(|cid| repaired.contains(cid));
+    app.printer.item(&Verified { blocks, damaged, repaired, broken_paths })?;
+    if whole { Ok(()) } else { Err(Stop::Items(Class::Damaged)) }
+}

@@ -1,0 +1,70 @@
+//! The one decision that every verb shares: which node answers.
+//!
+//! A running `serve` answers on its control socket. Where none does, this process opens the store and
+//! answers itself, over a pipe. Either way the verb speaks the same protocol.
+
+use nipfs_node::control::client::Client;
+use nipfs_node::control::protocol::{Class, Failure};
+use nipfs_node::{Node, Settings};
+use std::path::{Path, PathBuf};
+
+/// Room for a few pieces of a NAR between the two halves of the pipe, in bytes.
+const PIPE: usize = 1 << 20;
+
+/// The node that answers this command.
+#[derive(Debug, Clone)]
+pub(crate) enum Door {
+    /// The `serve` that owns this state directory.
+    Remote(PathBuf),
+    /// This process.
+    Here(Node),
+}
+
+impl Door {
+    /// Knocks at the socket of `state`; opens the store here when nobody answers.
+    ///
+    /// # Errors
+    /// Class `InUse` when another process has the store open and does not serve.
+    pub(crate) async fn open(state: &Path) -> Result<Self, Failure> {
+        if Client::connect(state).await?.is_some() {
+            return Ok(Self::Remote(state.to_owned()));
+        }
+        let settings = Settings { state: state.to_owned(), ..Settings::default() };
+        Ok(Self::Here(Node::open(settings).await?))
+    }
+
+    /// A new connection. What is staged on it lives as long as it does.
+    ///
+    /// # Errors
+    /// When `serve` has ended since.
+    pub(crate) async fn client(&self) -> Result<Client, Failure> {
+        match self {
+            Self::Here(node) => {
+                let (near, far) = tokio::io::duplex(PIPE);
+                let node = node.clone();
+                // Ends when the client is dropped, which closes the pipe.
+                tokio::spawn(async move { node.handle(far).await });
+                Ok(Client::over(near))
+            }
+            Self::Remote(state) => {
+                let ended = || Failure::new(Class::Failed, format!("no node serves any more: {}", state.display()));
+                Client::connect(state).await?.ok_or_else(ended)
+            }
+        }
+    }
+
+    /// Who answers, for a person.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Here(node) => format!("this process answers for {}", node.state().display()),
+            Self::Remote(state) => format!("the running serve answers for {}", state.display()),
+        }
+    }
+
+    /// Ends the node that was opened here.
+    pub(crate) async fn close(self) {
+        if let Self::Here(node) = self {
+            node.shutdown().await;
+        }
+    }
+}
