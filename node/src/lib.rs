@@ -16,6 +16,7 @@ pub mod network;
 pub mod nix;
 mod node;
 
+pub mod serve;
 pub mod store;
 pub mod upstream;
 

@@ -11,6 +11,7 @@
 //! `Restart` takes back all data sent for the current path: its source turned out wrong and the next
 //! one starts from the first byte.
 
+pub use crate::dag::read::SourceBytes;
 use serde::{Deserialize, Serialize};
 
 /// Longest frame body in bytes.
@@ -129,19 +130,6 @@ pub struct Fetch {
     pub data: bool,
     /// Hash parts of paths that the client has already and does not want again.
     pub skip: Vec<String>,
-}
-
-/// Where the bytes of a fetched NAR came from, in plain bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceBytes {
-    /// Blocks that this store held already.
-    pub local: u64,
-    /// Blocks received from peers.
-    pub bitswap: u64,
-    /// Blocks received from gateways.
-    pub gateway: u64,
-    /// NAR bytes received over HTTP.
-    pub http: u64,
 }
 
 /// One result among several.

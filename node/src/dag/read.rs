@@ -6,7 +6,6 @@
 //! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
 //! put into the store under the reader's lease: a reader that is killed loses none of them.
 
-use crate::control::protocol::SourceBytes;
 use crate::network::{Session, WantError};
 use crate::store::{Lease, Store, StoreError};
 use crate::upstream::Gateway;
@@ -16,6 +15,7 @@ use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
 use nipfs_proto::dag::walk::{FileWalk, WalkError};
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,6 +43,19 @@ impl Sources {
     pub fn local(store: Store) -> Self {
         Self { store, lease: None, session: None, gateways: Arc::new([]) }
     }
+}
+
+/// Where the bytes of a NAR came from, in plain bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceBytes {
+    /// Blocks that this store held already.
+    pub local: u64,
+    /// Blocks received from peers.
+    pub bitswap: u64,
+    /// Blocks received from gateways.
+    pub gateway: u64,
+    /// NAR bytes received over HTTP.
+    pub http: u64,
 }
 
 /// Plain bytes by source, counted while reading. Shared between readers.

@@ -33,7 +33,7 @@ pub async fn collect(
     };
     let mut total = sweep(node, dry_run).await?;
     let mut kept_because = Vec::new();
-    let Some(max_size) = max_size else { return Ok(done(node, total, kept_because)) };
+    let Some(max_size) = max_size else { return Ok(done(node, &total, kept_because)) };
     let mut pinned = pinned_oldest_first(node)?.into_iter();
     let mut size = node.store().stats()?.stored_bytes.saturating_sub(if dry_run { total.freed_bytes } else { 0 });
     while size > max_size {
@@ -72,7 +72,7 @@ pub async fn collect(
         total.freed_bytes += swept.freed_bytes;
         size = node.store().stats()?.stored_bytes;
     }
-    Ok(done(node, total, kept_because))
+    Ok(done(node, &total, kept_because))
 }
 
 async fn sweep(node: &Node, dry_run: bool) -> Result<GcReport, Failure> {
@@ -93,7 +93,7 @@ fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
     Ok(pinned)
 }
 
-fn done(node: &Node, total: GcReport, kept_because: Vec<(String, String)>) -> Done {
+fn done(node: &Node, total: &GcReport, kept_because: Vec<(String, String)>) -> Done {
     let kept = pinned_oldest_first(node).map_or(0, |pinned| pinned.len() as u64);
     Done::Gc {
         freed_bytes: total.freed_bytes,

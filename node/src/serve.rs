@@ -1,0 +1,104 @@
+//! `serve`: the node as a service. Bitswap, HTTP and the control socket, until a signal.
+//!
+//! Ends within [`DRAIN`] of the signal: accepted requests are finished, then connections are closed,
+//! then the store.
+
+use crate::control::protocol::{Class, Failure};
+use crate::http::{self, Site};
+use crate::node::{Node, Settings};
+use crate::upstream::{Gateway, Upstream};
+use nipfs_proto::nix::trust::TrustedKeys;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long accepted work may go on after the signal.
+const DRAIN: Duration = Duration::from_secs(8);
+
+/// What `serve` is started with.
+#[derive(Debug)]
+pub struct Serve {
+    /// The node. Its `serving` is set here.
+    pub node: Settings,
+    /// Where HTTP listens; port 0 takes a free one.
+    pub http: SocketAddr,
+    /// Caches whose narinfos and NARs are passed on.
+    pub upstreams: Vec<Upstream>,
+    /// Trustless gateways, asked when no peer has a block.
+    pub gateways: Vec<Gateway>,
+    /// Keys whose signature is believed.
+    pub trusted_keys: TrustedKeys,
+}
+
+/// A node that is ready for its users.
+#[derive(Debug)]
+pub struct Ready {
+    /// Base URL of the cache.
+    pub http: String,
+    /// Multiaddrs that end in `/p2p/ID`.
+    pub peers: Vec<String>,
+    /// Where the narinfos say which peers to ask: the text of `/nipfs-info`.
+    pub info: String,
+}
+
+/// Runs until SIGTERM or SIGINT. `ready` is called once, when everything listens.
+///
+/// # Errors
+/// `Usage` when an address cannot be listened on, and what [`Node::open`] says.
+pub async fn serve(serve: Serve, ready: impl FnOnce(&Ready) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut terminate = listen_for(SignalKind::terminate())?;
+    let mut interrupt = listen_for(SignalKind::interrupt())?;
+    let node = Node::open(Settings { serving: true, ..serve.node }).await?;
+    node.network().await?;
+    let listener = TcpListener::bind(serve.http).await.map_err(|error| {
+        let failure = Failure::new(Class::Usage, format!("{}: cannot listen for HTTP", serve.http)).because(&error);
+        failure.hint("choose another address with --http ADDR:PORT, or port 0 for a free one")
+    })?;
+    let address = listener.local_addr().map_err(|error| Failure::from_error(Class::Failed, &error))?;
+    node.set_http(address.to_string());
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let site = Site::new(node.clone(), serve.upstreams, serve.gateways, serve.trusted_keys);
+    let info = site.info().to_text();
+    tasks.spawn(http::serve(listener, site, stop.clone()));
+    let control = crate::control::server::Door::open(&node)
+        .map_err(|error| Failure::new(Class::Failed, "cannot make the control socket").because(&error))?;
+    tasks.spawn(control.serve(node.clone(), stop.clone()));
+    ready(&Ready { http: format!("http://{address}"), peers: node.addresses(), info })?;
+    notify("READY=1");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    notify("STOPPING=1");
+    stop.cancel();
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::warn!("requests were still running {} s after the signal", DRAIN.as_secs());
+    }
+    node.shutdown().await;
+    Ok(())
+}
+
+fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(Class::Failed, "cannot listen for signals").because(&error))
+}
+
+/// Tells systemd, when it asked to be told (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let name = name.as_bytes();
+    let address = match name.strip_prefix(b"@") {
+        Some(abstract_name) => std::os::unix::net::SocketAddr::from_abstract_name(abstract_name),
+        None => std::os::unix::net::SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name)),
+    };
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!("systemd was not told {state}: {error}");
+    }
+}
