@@ -1,1 +1,11 @@
-fn main() {}
+//! Foreign software on the other side: Kubo, stock Nix, sshd. Never part of plain `cargo test`; `make test` installs what
+//! they need, and a test whose counterpart is missing fails.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod kubo;
+mod memory;
+mod nix;
+mod ssh;

@@ -1,4 +1,9 @@
 //! Black-box tests: the binary, started as a user starts it, and what holds of the source tree itself.
 //! Hermetic: loopback only, temporary directories, free ports.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+mod sources;
 mod tidy;
+mod walk;

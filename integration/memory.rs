@@ -1,0 +1,66 @@
+//! Memory does not grow with size: one 4 GiB NAR through publish, serve and fetch.
+
+use crate::common::{Machine, kill, noise, peak_rss};
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// No process may have more resident bytes than this.
+const CEILING: u64 = 100 << 20;
+/// Bytes of the NAR.
+const SIZE: u64 = 4 << 30;
+/// The disk is shared and slow at times.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Runs a command to its end and returns its peak resident bytes.
+fn peak_of(machine: &Machine, args: &[&str]) -> u64 {
+    let log = machine.dir().join("command.log");
+    let file = fs::File::create(&log).unwrap();
+    let mut command = machine.command(args);
+    let mut child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+    let (start, mut peak) = (Instant::now(), 0);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{args:?}: {}", fs::read_to_string(&log).unwrap());
+            return peak;
+        }
+        // VmHWM only ever grows; the last look before the end misses what the process did after it.
+        peak = peak.max(peak_rss(child.id()));
+        if start.elapsed() > LIMIT {
+            kill(child.id(), "-KILL");
+            panic!("{args:?} was still running after {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn one_nar_of_4_gib_keeps_every_process_below_100_mib() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let file = a.dir().join("huge");
+    let mut out = fs::File::create(&file).unwrap();
+    // Not one block twice, or the store would hold little: each piece is the same noise behind another number.
+    let mut piece = noise(50, 256 << 10);
+    for number in 0..SIZE / piece.len() as u64 {
+        piece[..8].copy_from_slice(&number.to_le_bytes());
+        out.write_all(&piece).unwrap();
+    }
+    drop((out, piece));
+    let at_a = a.serve(&[]);
+    let publishing = peak_of(&a, &["publish", file.to_str().unwrap()]);
+    fs::remove_file(&file).unwrap();
+    let path = a.run(&["pin", "ls"]).ok().stdout.split_whitespace().next().unwrap().to_owned();
+    let nar = c.dir().join("huge.nar");
+    let (http, peer) = (at_a.http.as_str(), at_a.peer.as_str());
+    let args = ["fetch", &path, "--from", http, "--peer", peer, "--trusted-public-key", &key, "--nar"];
+    let fetching = peak_of(&c, &[&args[..], &[nar.to_str().unwrap()]].concat());
+    assert!(fs::metadata(&nar).unwrap().len() > SIZE);
+    let serving = at_a.peak_rss();
+    eprintln!("peak RSS, MiB: publish {}, serve {}, fetch {}", publishing >> 20, serving >> 20, fetching >> 20);
+    for (process, peak) in [("publish", publishing), ("serve", serving), ("fetch", fetching)] {
+        assert!(peak > 0, "{process} was not measured");
+        assert!(peak < CEILING, "{process} had {} MiB resident", peak >> 20);
+    }
+}
