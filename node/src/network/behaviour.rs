@@ -113,7 +113,7 @@ impl Behaviour {
     }
 
     pub(super) fn want(&mut self, session: SessionId, cid: Cid) {
-        self.client.want(session, cid, Instant::now());
+        self.client.want(session, cid);
     }
 
     pub(super) fn cancel(&mut self, session: SessionId, cid: &Cid) {
@@ -162,7 +162,7 @@ impl Behaviour {
         let addr = event.endpoint.get_remote_address().clone();
         peer.connections.push(Connection { id: event.connection_id, addr, unsent: Default::default() });
         if first {
-            self.client.connected(event.peer_id, Instant::now());
+            self.client.connected(event.peer_id);
             self.server.connected(event.peer_id);
         }
     }
@@ -186,12 +186,12 @@ impl Behaviour {
             }
         }
         // What was on its way to us over that connection is lost.
-        self.client.send_failed(id, Instant::now());
+        self.client.stream_broke(id, Instant::now());
     }
 
     /// Tells the machines that the peer is gone.
     fn forget(&mut self, peer: PeerId) {
-        self.client.disconnected(peer, Instant::now());
+        self.client.disconnected(peer);
         self.server.disconnected(peer);
     }
 
@@ -345,7 +345,7 @@ impl NetworkBehaviour for Behaviour {
                 if self.name(peer) {
                     tracing::warn!(%peer, error = &misbehaviour as &dyn std::error::Error, "peer breaks the protocol");
                 }
-                self.client.send_failed(peer, Instant::now());
+                self.client.stream_broke(peer, Instant::now());
             }
         }
     }

@@ -11,6 +11,8 @@
 pub mod client;
 pub mod message;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 mod wire;
 
 use std::fmt::Debug;

@@ -1,0 +1,179 @@
+//! How fast a peer is, and what follows from it: how much to ask for, and how long to wait.
+//!
+//! The window follows the delivery rate as BBR does: twice what the peer delivers in its shortest
+//! round trip and a little. A window that is too small shows as a higher rate in the next round, so it
+//! grows threefold a round until the path is full; a slow or shared peer gets a small one, so that
+//! little waits there which others could have brought.
+
+use std::time::{Duration, Instant};
+
+/// Window in bytes of a peer that was not measured yet.
+const FIRST_WINDOW: usize = 4 << 20;
+/// Smallest window in bytes: a few blocks, so that the peer's disk and wire work at once.
+const MIN_WINDOW: usize = 1 << 20;
+/// Largest window in bytes: 1 Gbit/s at 500 ms.
+const MAX_WINDOW: usize = 64 << 20;
+/// Time that the window covers besides the round trip: for reading blocks and making messages.
+const SLACK: Duration = Duration::from_millis(50);
+/// Assumed of a peer that was not measured yet.
+const USUAL_LATENCY: Duration = Duration::from_millis(100);
+/// Assumed of a peer that was not measured yet, in bytes a second.
+const USUAL_RATE: f64 = 10e6;
+/// Shortest and longest time in which an answer has to come.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// Shortest and longest time after which a want that the peer passed over counts as refused.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// Bytes that a peer may put into one message: no answer shows before all of it is here.
+const MESSAGE: usize = 1 << 20;
+/// An answer may take this many times as long as expected.
+const TOLERANCE: f64 = 4.0;
+
+/// Measurements of one peer.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Shortest time from a want to its answer.
+    latency: Option<Duration>,
+    /// Bytes a second, while there was something to deliver.
+    rate: Option<f64>,
+    /// Since when the round is counted, and its bytes.
+    round: Option<(Instant, usize)>,
+    /// The window was full in this round, so that the peer and not the reader set the rate.
+    full: bool,
+}
+
+impl Pace {
+    /// An answer to a want that was asked at `asked`.
+    pub(super) fn answered(&mut self, asked: Instant, now: Instant) {
+        let sample = now.saturating_duration_since(asked);
+        self.latency = Some(self.latency.map_or(sample, |latency| latency.min(sample)));
+    }
+
+    /// `bytes` of wanted blocks came in. The bytes that open a round are what the waiting was for, not
+    /// a measure of the rate.
+    pub(super) fn delivered(&mut self, bytes: usize, now: Instant) {
+        let Some((start, total)) = &mut self.round else {
+            self.round = Some((now, 0));
+            return;
+        };
+        *total += bytes;
+        let elapsed = now.saturating_duration_since(*start);
+        if elapsed < self.latency.unwrap_or_default().max(SLACK) {
+            return;
+        }
+        let sample = *total as f64 / elapsed.as_secs_f64();
+        self.rate = Some(match self.rate {
+            Some(rate) if sample < rate && self.full => (3.0 * rate + sample) / 4.0,
+            Some(rate) => rate.max(sample),
+            None => sample,
+        });
+        self.round = Some((now, 0));
+        self.full = false;
+    }
+
+    /// More could have been asked for, had the window been larger.
+    pub(super) fn window_is_full(&mut self) {
+        self.full = true;
+    }
+
+    /// It is asked again after owing nothing since `since`: that time says nothing about it.
+    pub(super) fn resumed(&mut self, since: Option<Instant>, now: Instant) {
+        if since.is_none_or(|since| now.saturating_duration_since(since) > SLACK) {
+            self.round = None;
+            self.full = false;
+        }
+    }
+
+    /// Bytes that may be asked for at once.
+    pub(super) fn window(&self) -> usize {
+        let Some(rate) = self.rate else { return FIRST_WINDOW };
+        let time = self.latency.unwrap_or(USUAL_LATENCY) + SLACK;
+        saturating_bytes(2.0 * rate * time.as_secs_f64()).clamp(MIN_WINDOW, MAX_WINDOW)
+    }
+
+    /// When the last of `bytes` asked for now would be here.
+    pub(super) fn expected(&self, bytes: usize) -> Duration {
+        let seconds = bytes as f64 / self.rate.unwrap_or(USUAL_RATE).max(1.0);
+        let transfer = Duration::try_from_secs_f64(seconds).unwrap_or(PATIENCE.1);
+        self.latency.unwrap_or(USUAL_LATENCY) + transfer.min(PATIENCE.1)
+    }
+
+    /// How long the peer may be silent with `in_flight` bytes asked for.
+    pub(super) fn silence(&self, in_flight: usize) -> Duration {
+        if self.rate.is_none() {
+            return SILENCE.1;
+        }
+        self.expected(in_flight.min(MESSAGE)).mul_f64(TOLERANCE).clamp(SILENCE.0, SILENCE.1)
+    }
+
+    /// How old a want may get with `in_flight` bytes asked for while the peer answers others.
+    pub(super) fn patience(&self, in_flight: usize) -> Duration {
+        self.expected(in_flight.max(self.window())).mul_f64(TOLERANCE).clamp(PATIENCE.0, PATIENCE.1)
+    }
+}
+
+/// `bytes` as an integer; what is out of range is at the end of it.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float-to-integer cast saturates")]
+fn saturating_bytes(bytes: f64) -> usize {
+    bytes as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Delivers `rate` bytes a second in steps of 10 ms for `seconds`, with a window that is always full.
+    fn deliver(pace: &mut Pace, clock: &mut Instant, rate: usize, seconds: u64) {
+        for _ in 0..seconds * 100 {
+            *clock += Duration::from_millis(10);
+            pace.window_is_full();
+            pace.delivered(rate / 100, *clock);
+        }
+    }
+
+    #[test]
+    fn window_covers_the_bandwidth_delay_product() {
+        let mut clock = Instant::now();
+        let mut pace = Pace::default();
+        assert_eq!(pace.window(), FIRST_WINDOW);
+        pace.answered(clock, clock + Duration::from_millis(100));
+        deliver(&mut pace, &mut clock, 50_000_000, 2);
+        let product = 50_000_000 / 10;
+        assert!((2 * product..4 * product).contains(&pace.window()), "{}", pace.window());
+        deliver(&mut pace, &mut clock, 1_000_000, 10);
+        assert_eq!(pace.window(), MIN_WINDOW);
+        deliver(&mut pace, &mut clock, 1_000_000_000, 1);
+        assert_eq!(pace.window(), MAX_WINDOW);
+    }
+
+    #[test]
+    fn a_reader_that_wants_little_does_not_shrink_the_window() {
+        let mut clock = Instant::now();
+        let mut pace = Pace::default();
+        deliver(&mut pace, &mut clock, 50_000_000, 1);
+        let window = pace.window();
+        for _ in 0..100 {
+            clock += Duration::from_millis(100);
+            pace.delivered(1000, clock);
+        }
+        let since = Some(clock);
+        clock += Duration::from_secs(60);
+        pace.resumed(since, clock);
+        pace.delivered(1000, clock);
+        // The round in which it stopped to want more counts, no other.
+        assert!(pace.window() >= window / 4 * 3, "{} {window}", pace.window());
+    }
+
+    #[test]
+    fn waiting_has_ends() {
+        let mut clock = Instant::now();
+        let mut pace = Pace::default();
+        assert_eq!(pace.silence(0), Duration::from_secs(4));
+        pace.answered(clock, clock + Duration::from_millis(1));
+        deliver(&mut pace, &mut clock, 100_000_000, 1);
+        assert_eq!(pace.silence(1 << 20), Duration::from_secs(1));
+        assert_eq!(pace.patience(1 << 20), Duration::from_secs(5));
+        deliver(&mut pace, &mut clock, 100, 100);
+        assert_eq!(pace.silence(1 << 20), Duration::from_secs(4));
+        assert_eq!(pace.patience(1 << 20), Duration::from_secs(30));
+    }
+}
