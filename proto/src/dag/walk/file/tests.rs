@@ -116,6 +116,22 @@ fn odd_files_are_read() {
 }
 
 #[test]
+fn files_of_other_implementations_are_read_whole() {
+    let mut files = 0;
+    for name in
+        ["car/simple-unixfs", "boxo/directory-with-multilayer-hamt-and-multiblock-files", "boxo/dir-special-chars"]
+    {
+        let Some((_, blocks)) = load(&format!("{name}.car")) else { return };
+        for (cid, block) in blocks.iter().filter(|(cid, _)| cid.codec() == DAG_PB) {
+            let Ok(node) = FileNode::decode(cid, block.bytes()) else { continue };
+            files += usize::from(!node.children.is_empty());
+            assert_eq!(read_all(*cid, &blocks).map(|file| file.len() as u64), Ok(node.size), "{name}: {cid}");
+        }
+    }
+    assert!(files >= 2, "only {files} files of several blocks");
+}
+
+#[test]
 fn a_child_of_another_size_is_refused() {
     if let Some((root, blocks)) = load("unixfs/hostile/blocksizes-lie-short.car") {
         let Err(WalkError::Size { declared, found, .. }) = read_all(root, &blocks) else { panic!() };
