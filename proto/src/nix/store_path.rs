@@ -219,14 +219,6 @@ pub fn add_path(name: &str, nar_hash: &[u8; 32]) -> Result<StorePath, StorePathE
     path.ok_or_else(|| StorePathError::Name(name.to_owned()))
 }
 
-/// The path that follows from a `CA:` field; `path` is what the narinfo claims, and tells a reference to itself apart.
-/// Compare the result with `path`. As [`ContentAddress::store_path`], it says nothing about the bytes.
-#[must_use]
-pub fn from_ca(ca: &str, path: &StorePath, references: &[StorePath]) -> Option<StorePath> {
-    let others: Vec<_> = references.iter().filter(|reference| *reference != path).cloned().collect();
-    ContentAddress::parse(ca)?.store_path(path.name(), &others, references.contains(path))
-}
-
 fn with_references(method: &str, references: &[StorePath], to_itself: bool) -> String {
     let mut sorted: Vec<_> = references.iter().collect();
     sorted.sort();

@@ -5,6 +5,12 @@ fn path(text: &str) -> StorePath {
     StorePath::parse(text).expect("a store path")
 }
 
+/// The path that follows from a `CA:` field and all references of `path`, itself among them or not.
+fn from_ca(ca: &str, path: &StorePath, references: &[StorePath]) -> Option<StorePath> {
+    let others: Vec<_> = references.iter().filter(|reference| *reference != path).cloned().collect();
+    ContentAddress::parse(ca)?.store_path(path.name(), &others, references.contains(path))
+}
+
 /// Facts of Nix 2.8: what `nix-store --add`, `nix-store --add-fixed sha256`, `builtins.toFile` and
 /// `nix store make-content-addressed` registered.
 #[test]
