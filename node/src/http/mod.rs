@@ -16,7 +16,8 @@
 //! - No status line is sent before the first byte of a NAR is at hand. What fails later cuts the body off; a body that
 //!   ends is whole.
 //! - The world sees what is published; what was only fetched is for this machine. Absent and invisible look alike.
-//! - Nothing is looked for on behalf of a stranger but in the caches that the operator named.
+//! - Nothing is looked for on behalf of a stranger but what is published here, and what the caches have that the
+//!   operator named.
 //! - Bodies of errors are a few words, without paths or causes; those are in the log.
 
 mod accept;
@@ -28,6 +29,7 @@ mod passing;
 mod range;
 mod reply;
 mod site;
+mod splice;
 mod stall;
 #[cfg(test)]
 mod tests;

@@ -34,10 +34,32 @@ fn asked(file: &str) -> Option<StorePathHash> {
 }
 
 async fn text(site: &Site, audience: Audience, hash: StorePathHash) -> Option<String> {
-    if let Some(record) = site.look(move |cache| cache.lookup(&hash, audience)).await {
-        return String::from_utf8(record.narinfo.into()).ok();
+    let Some(record) = site.look(move |cache| cache.lookup(&hash, audience)).await else {
+        return site.passing().narinfo(&hash).await.map(|passed| passed.text.clone());
+    };
+    let text = String::from_utf8(record.narinfo.into()).ok()?;
+    let url = format!("nar/{}.nar", record.nar_hash.to_base32());
+    if text.contains(&format!("\nURL: {url}\nCompression: none\n")) {
+        return Some(text);
     }
-    site.passing().narinfo(&hash).await.map(|passed| passed.text.clone())
+    // It came from a cache that keeps its NARs elsewhere or compressed.
+    let narinfo = NarInfo::parse(&hash, text.as_bytes());
+    narinfo.ok().map(|narinfo| readdress(&narinfo, &url))
+}
+
+/// The text with `url`, a plain NAR, in place of where another cache has it. What is signed stays as it is.
+pub(super) fn readdress(narinfo: &NarInfo, url: &str) -> String {
+    let (hash, size) = (narinfo.nar_hash(), narinfo.nar_size());
+    let ours = format!("URL: {url}\nCompression: none\nFileHash: {hash}\nFileSize: {size}\n");
+    let mut text = String::new();
+    for line in narinfo.text().split_inclusive('\n') {
+        match line.split(':').next() {
+            Some("URL") => text += &ours,
+            Some("Compression" | "FileHash" | "FileSize") => {}
+            _ => text += line,
+        }
+    }
+    text
 }
 
 /// The value of the `IPFSHash` line, if any.

@@ -10,6 +10,7 @@
 //! A narinfo is passed on with its signatures and our lines, but with a URL of ours: the plain NAR by its hash, and the
 //! store path's hash as a parameter, so that the NAR is found again after a restart. Clients keep URLs for 30 days.
 
+use super::narinfo::readdress;
 use crate::upstream::{Upstream, UpstreamError};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use nipfs_proto::nix::NarHash;
@@ -124,7 +125,8 @@ impl Cache {
             Ok(None) => return Verdict::Absent,
             Ok(Some(text)) => match NarInfo::parse(hash, text.as_bytes()) {
                 Ok(narinfo) => {
-                    let text = readdress(&narinfo, hash);
+                    let url = format!("nar/{}.nar?hash={hash}", narinfo.nar_hash().to_base32());
+                    let text = readdress(&narinfo, &url);
                     return Verdict::Here(Arc::new(Passed { upstream: self.upstream.clone(), narinfo, text }));
                 }
                 Err(error) => {
@@ -143,24 +145,6 @@ impl Cache {
         }
         Verdict::Unknown
     }
-}
-
-/// The text with our URL in place of the cache's, for the plain NAR. What is signed stays as it is.
-fn readdress(narinfo: &NarInfo, path: &StorePathHash) -> String {
-    let (hash, size) = (narinfo.nar_hash(), narinfo.nar_size());
-    let ours = format!(
-        "URL: nar/{}.nar?hash={path}\nCompression: none\nFileHash: {hash}\nFileSize: {size}\n",
-        hash.to_base32()
-    );
-    let mut text = String::new();
-    for line in narinfo.text().split_inclusive('\n') {
-        match line.split(':').next() {
-            Some("URL") => text += &ours,
-            Some("Compression" | "FileHash" | "FileSize") => {}
-            _ => text += line,
-        }
-    }
-    text
 }
 
 type Answer = Option<Arc<Passed>>;

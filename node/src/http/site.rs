@@ -3,7 +3,9 @@
 use super::accept::Peer;
 use super::passing::Passing;
 use crate::cache::{Audience, Cache, unix_now};
+use crate::control::protocol::Failure;
 use crate::dag::read::Sources;
+use crate::network::{Multiaddr, Session};
 use crate::node::Node;
 use crate::store::StoreError;
 use crate::upstream::{Gateway, NipfsInfo, Upstream};
@@ -77,16 +79,24 @@ impl Site {
         Sources::local(self.0.node.store().clone())
     }
 
-    /// Blocks from the store, from whoever is connected, and from the gateways.
-    pub(super) async fn anywhere(&self) -> Sources {
-        let session = match self.0.node.network().await {
-            Ok(network) => Some(Arc::new(network.session(Vec::new()))),
-            Err(error) => {
-                tracing::warn!(%error, "no peers can be asked");
+    /// Blocks from the store, from `mirror` or else whoever is connected, and from the gateways.
+    pub(super) async fn anywhere(&self, mirror: Option<&str>) -> Sources {
+        let session = match self.session(mirror).await {
+            Ok(session) => Some(Arc::new(session)),
+            Err(failure) => {
+                tracing::warn!(%failure, "no peers can be asked");
                 None
             }
         };
         Sources { session, gateways: self.0.gateways.clone(), ..self.here() }
+    }
+
+    async fn session(&self, mirror: Option<&str>) -> Result<Session, Failure> {
+        let network = self.0.node.network().await?;
+        let Some(mirror) = mirror.and_then(|address| address.parse::<Multiaddr>().ok()) else {
+            return Ok(network.session(Vec::new()));
+        };
+        Ok(network.session(vec![network.connect(mirror).await?]))
     }
 
     /// Reads the cache off the event loop. A store that fails has nothing, and the log says why.

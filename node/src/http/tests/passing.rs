@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::upstream::fake::{Fake, Reply, answer, head};
+use async_compression::Level;
 use async_compression::tokio::write::XzEncoder;
 use nipfs_proto::block::Block;
 use nipfs_proto::dag::build::Builder;
@@ -10,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 async fn xz(plain: &[u8]) -> Vec<u8> {
-    let mut encoder = XzEncoder::new(Vec::new());
+    let mut encoder = XzEncoder::with_quality(Vec::new(), Level::Fastest);
     encoder.write_all(plain).await.unwrap();
     encoder.shutdown().await.unwrap();
     encoder.into_inner()
@@ -141,6 +142,15 @@ async fn a_root_is_believed_when_it_is_bound() {
         assert!(nar.status == 200 && nar.whole && nar.body == content.nar);
         assert_eq!(gateway.requests() > 0, by_blocks);
         assert_eq!(server.node.counters().http.load(Ordering::Relaxed) == 0, by_blocks);
+
+        // What came as blocks is kept for this machine.
+        let asked = gateway.requests();
+        assert!(server.get(&content.nar_path()).await.body == content.nar);
+        assert_eq!(gateway.requests(), asked);
+        let info = server.get(&content.info_path()).await;
+        assert_eq!(info.text().contains("?hash="), !by_blocks);
+        assert!(info.text().contains("Compression: none"));
+        assert_eq!(server.node.store().path(&content.narinfo.store_path().hash_part()).unwrap().is_some(), by_blocks);
     }
 }
 
@@ -160,4 +170,17 @@ async fn gateway_with(content: &Content) -> Fake {
         None => answer("404 Not Found", "", b""),
     })
     .await
+}
+
+#[tokio::test]
+async fn another_nar_than_was_signed_never_ends_well() {
+    let (content, other) = (Content::new(1, 300_000, None), Content::new(2, 300_000, None));
+    assert_eq!(content.nar.len(), other.nar.len());
+    let server = between(&cache_with(&content, xz(&other.nar).await).await).await;
+    let nar = substitute(&server, &content).await;
+    assert!(nar.status == 200 && !nar.whole);
+
+    let (small, other) = (Content::new(1, 300, None), Content::new(2, 300, None));
+    let server = between(&cache_with(&small, xz(&other.nar).await).await).await;
+    assert_eq!(substitute(&server, &small).await.status, 404);
 }
