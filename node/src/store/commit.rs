@@ -14,7 +14,7 @@ impl Store {
         }
         let log = &self.0.log;
         let batch = Batch::of(ops);
-        log.check_space(batch.encode()?.len() as u64)?;
+        self.make_room();
         let shared = self.0.commits.read().unwrap_or_else(PoisonError::into_inner);
         self.check_nars(&batch.ops)?;
         log.append_batch(&mut log.tail(), batch)?;

@@ -5,8 +5,6 @@
 //! first: a narinfo never outlives its NAR.
 
 use super::digest_set::DigestSet;
-use super::disk;
-use super::log::MARGIN;
 use super::ops::Batch;
 use super::{Op, PathRecord, Store, StoreError, lock};
 use nipfs_proto::Cid;
@@ -76,9 +74,7 @@ impl Store {
         if options.dry_run {
             return self.forecast(plan);
         }
-        if disk::available(self.dir())? < MARGIN {
-            self.spend_reserve();
-        }
+        self.make_room();
         let mut report = self.forget(&plan)?;
         let live = self.sweep(&plan.marked, &mut report)?;
         self.hide_unpublished()?;

@@ -10,7 +10,7 @@ use super::index::{BlockRow, Index, Position};
 use super::ops::Batch;
 use super::record::{ALIGN, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
 use super::segments::{Segment, Segments};
-use super::{Location, StoreError, lock};
+use super::{StoreError, lock};
 use nipfs_proto::block::Digest;
 use std::collections::HashMap;
 use std::io;
@@ -132,9 +132,7 @@ impl Log {
         payload: &[u8],
     ) -> Result<BlockRow, StoreError> {
         let header = self.append(tail, Kind::Block, zstd, digest, size, payload)?;
-        let segment = tail.segment.number;
-        let location = Location::Pack { segment, offset: header.offset, stored: header.stored, zstd };
-        let row = BlockRow { location, size, public: false };
+        let row = BlockRow { location: header.location(tail.segment.number), size, public: false };
         lock(&self.overlay).insert(digest, (tail.sequence, Some(row)));
         self.remember(tail, What::Block(digest, row));
         Ok(row)

@@ -5,7 +5,7 @@
 //! STORE/format    version of the store, and its salt (see `record`)
 //! STORE/packs/    00000001.pack …: append-only segments, the log of everything; the truth
 //! STORE/index/    sled, derived from the packs
-//! STORE/reserve   space that GC may use on a full disk
+//! STORE/reserve   space for deletions on a full disk
 //! ```
 //!
 //! Invariants:
@@ -56,6 +56,7 @@ use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -86,6 +87,12 @@ impl Location {
     fn stored(&self) -> u32 {
         let Self::Pack { stored, .. } = self;
         *stored
+    }
+
+    /// The whole record: number of the segment, and bytes in it.
+    fn record(&self) -> (u32, Range<u64>) {
+        let Self::Pack { segment, offset, stored, .. } = *self;
+        (segment, u64::from(offset)..record::end(offset, stored))
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 /// The version this code writes.
 const FORMAT: &str = "1";
-/// Bytes that GC may use on a full disk.
+/// Bytes set aside for deletions on a full disk.
 const RESERVE: u64 = 4 << 20;
 
 impl Store {
@@ -32,6 +32,7 @@ impl Store {
     pub(super) fn open_on(dir: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let lock = acquire(dir)?;
+        make_room(dir);
         let packs = dir.join("packs");
         let salt = format(dir, &packs, &disk)?;
         fs::create_dir_all(&packs).map_err(StoreError::io("create", &packs))?;
@@ -73,10 +74,21 @@ impl Store {
         }
     }
 
-    /// Gives the space that was set aside to whoever is first.
-    pub(super) fn spend_reserve(&self) {
+    /// Whether what is deleted should be erased at once.
+    pub(super) fn is_short_of_space(&self) -> Result<bool, StoreError> {
+        Ok(disk::available(self.dir())? < MARGIN)
+    }
+
+    /// Gives back the space that was set aside, if there is hardly any left: deleting takes some, too.
+    pub(super) fn make_room(&self) {
+        make_room(self.dir());
+    }
+}
+
+fn make_room(dir: &Path) {
+    if disk::available(dir).is_ok_and(|free| free < RESERVE) {
         // Nothing was set aside when there is no such file.
-        let _ = fs::remove_file(self.dir().join("reserve"));
+        let _ = fs::remove_file(dir.join("reserve"));
     }
 }
 

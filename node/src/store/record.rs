@@ -13,8 +13,10 @@
 //! was known to be on disk when the record was written: a bad record before that point is damage, one
 //! behind it may be the torn end of an interrupted write.
 //!
-//! A payload is never all zeros, so that a hole punched over it cannot be taken for its content.
+//! GC erases whole records, many at once where they lie side by side. A scan takes zeros between two records for
+//! such a hole. A payload is never all zeros, so that a hole that lacks its first bytes is known as one, too.
 
+use super::Location;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
 
 /// Bytes of a segment header.
@@ -109,6 +111,11 @@ impl Header {
         (fits && u64::from(header.offset) == offset).then_some(header)
     }
 
+    /// Where the record lies, if it is in this segment.
+    pub(super) fn location(&self, segment: u32) -> Location {
+        Location::Pack { segment, offset: self.offset, stored: self.stored, zstd: self.zstd }
+    }
+
     /// Offset of the payload in the segment.
     pub(super) fn payload(&self) -> u64 {
         u64::from(self.offset) + RECORD_HEADER as u64
@@ -116,8 +123,13 @@ impl Header {
 
     /// Offset of the next record in the segment.
     pub(super) fn end(&self) -> u64 {
-        (self.payload() + u64::from(self.stored)).next_multiple_of(ALIGN as u64)
+        end(self.offset, self.stored)
     }
+}
+
+/// Where the record at `offset` with a payload of `stored` bytes ends.
+pub(super) fn end(offset: u32, stored: u32) -> u64 {
+    (u64::from(offset) + RECORD_HEADER as u64 + u64::from(stored)).next_multiple_of(ALIGN as u64)
 }
 
 /// The header of segment `number`.

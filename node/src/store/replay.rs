@@ -2,16 +2,16 @@
 //!
 //! A record is believed when its header and its payload match their checksums. Behind the point up to which the
 //! log is known to be durable, the first bad record is where an interrupted write ended: the segment is cut there.
-//! Before that point it is damage: it is reported and passed over. A block whose payload is all zeros was erased by
-//! GC and is no damage.
+//! Before that point it is damage: it is reported and passed over. Zeros there were erased by GC and are no damage.
 
+use super::StoreError;
 use super::apply::Writer;
 use super::index::{BlockRow, Index, Position};
 use super::log::{Change, What};
 use super::ops::{Batch, Gone};
 use super::record::{ALIGN, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
 use super::segments::{Segment, Segments};
-use super::{Location, StoreError};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes read at once when a scan looks for the next record behind damage.
@@ -30,17 +30,25 @@ pub struct Recovery {
     pub cut: u64,
     /// Damaged places in the packs.
     pub damages: u64,
-    /// The first of them: segment and byte offset.
-    pub damaged: Vec<(u32, u64)>,
+    /// The first of them: number of the segment, and bytes in it.
+    pub damaged: Vec<(u32, Range<u64>)>,
 }
 
 impl Recovery {
-    fn damage(&mut self, segment: &Segment, offset: u64) {
+    fn damage(&mut self, segment: &Segment, place: Range<u64>) {
         self.damages += 1;
         if self.damaged.len() < MAX_NAMED {
-            self.damaged.push((segment.number, offset));
+            self.damaged.push((segment.number, place));
         }
-        tracing::warn!(segment = segment.number, offset, "damaged record in the packs");
+    }
+
+    /// A record that was deleted later is not damaged but half erased.
+    fn excuse(&mut self, gone: &[Gone]) {
+        let before = self.damaged.len();
+        self.damaged.retain(|(segment, place)| {
+            !gone.iter().any(|gone| gone.segment == *segment && place.contains(&u64::from(gone.offset)))
+        });
+        self.damages -= (before - self.damaged.len()) as u64;
     }
 }
 
@@ -80,7 +88,7 @@ fn apply_segment(
     segments: &Segments,
     index: &Index,
     segment: &Segment,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     durable: u64,
     report: &mut Recovery,
 ) -> Result<u64, StoreError> {
@@ -98,6 +106,7 @@ fn apply_segment(
                 at = header.end().min(length);
                 if let What::Batch(batch) = &*what {
                     erase_again(segments, &batch.gone)?;
+                    report.excuse(&batch.gone);
                 }
                 writer.apply(&Change { end: Position { segment: segment.number, offset: at }, what: *what })?;
                 report.replayed += 1;
@@ -110,12 +119,15 @@ fn apply_segment(
                 break;
             }
             (_, Some(header)) => {
-                report.damage(segment, at);
+                report.damage(segment, at..header.end());
                 at = header.end();
             }
             (_, None) => {
-                report.damage(segment, at);
-                at = next_header(segments, segment, at, length)?.map_or(length, |header| u64::from(header.offset));
+                let next = next_header(segments, segment, at, length)?.map_or(length, |next| u64::from(next.offset));
+                if !is_zero(segment, at..next)? {
+                    report.damage(segment, at..next);
+                }
+                at = next;
             }
         }
     }
@@ -126,14 +138,27 @@ fn apply_segment(
 
 /// Carries out deletions once more: the first time may not have survived a power cut.
 pub(super) fn erase_again(segments: &Segments, gone: &[Gone]) -> Result<(), StoreError> {
+    let mut records = Vec::new();
     for Gone { digest, segment: number, offset } in gone {
         let Some(segment) = segments.open(*number)? else { continue };
         let header = segment.header(u64::from(*offset), &segments.salt)?;
-        if let Some(header) = header.filter(|header| header.kind == Kind::Block && header.digest == *digest) {
-            segments.disk.erase(&segment.file, &segment.path, header.payload(), u64::from(header.stored))?;
+        let header = header.filter(|header| header.kind == Kind::Block && header.digest == *digest);
+        records.extend(header.map(|header| (*number, u64::from(*offset)..header.end())));
+    }
+    segments.erase(records)
+}
+
+/// Whether a part of a segment holds nothing but zeros.
+fn is_zero(segment: &Segment, part: Range<u64>) -> Result<bool, StoreError> {
+    let mut at = segment.data_from(part.start)?;
+    while at < part.end {
+        let window = usize::try_from(part.end - at).map_or(WINDOW, |left| left.min(WINDOW));
+        match segment.read(at, window)? {
+            Some(bytes) if bytes.iter().all(|byte| *byte == 0) => at = segment.data_from(at + window as u64)?,
+            _ => return Ok(false),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 enum Found {
@@ -150,9 +175,8 @@ fn read_record(segment: &Segment, header: &Header) -> Result<Found, StoreError> 
     }
     Ok(match header.kind {
         Kind::Block => {
-            let Header { offset, stored, zstd, plain, digest, .. } = *header;
-            let location = Location::Pack { segment: segment.number, offset, stored, zstd };
-            Found::Record(Box::new(What::Block(digest, BlockRow { location, size: plain, public: false })))
+            let row = BlockRow { location: header.location(segment.number), size: header.plain, public: false };
+            Found::Record(Box::new(What::Block(header.digest, row)))
         }
         Kind::Batch => Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))),
     })
@@ -170,7 +194,8 @@ pub(super) fn next_header(
     }
     let mut start = at.next_multiple_of(ALIGN as u64);
     while start + RECORD_HEADER as u64 <= length {
-        let window = usize::try_from(length - start).map_or(WINDOW, |left| left.min(WINDOW));
+        start = start.max(segment.data_from(start)? / ALIGN as u64 * ALIGN as u64);
+        let window = usize::try_from(length.saturating_sub(start)).map_or(WINDOW, |left| left.min(WINDOW));
         let Some(bytes) = segment.read(start, window)? else { return Ok(None) };
         let mut within = 0;
         while let Some(candidate) = bytes.get(within..within + RECORD_HEADER) {

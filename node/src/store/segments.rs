@@ -10,7 +10,9 @@ use super::{Location, lock};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +30,21 @@ pub(super) struct Segment {
 impl Segment {
     pub(super) fn len(&self) -> Result<u64, StoreError> {
         Ok(self.file.metadata().map_err(StoreError::io("read", &self.path))?.len())
+    }
+
+    /// Bytes that the file takes on the disk.
+    pub(super) fn allocated(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(StoreError::io("read", &self.path))?.blocks() * 512)
+    }
+
+    /// The first offset from `offset` on that is not in a hole, as far as the file system tells.
+    pub(super) fn data_from(&self, offset: u64) -> Result<u64, StoreError> {
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data),
+            Err(rustix::io::Errno::NXIO) => self.len(),
+            Err(rustix::io::Errno::INVAL) => Ok(offset),
+            Err(error) => Err(StoreError::io("read", &self.path)(error.into())),
+        }
     }
 
     /// Reads exactly `len` bytes; `None` when the file ends before.
@@ -126,12 +143,21 @@ impl Segments {
         segment.read(u64::from(offset) + RECORD_HEADER as u64, stored as usize)
     }
 
-    /// Erases the payload at a location. A segment that is gone needs none.
-    pub(super) fn erase(&self, location: &Location) -> Result<(), StoreError> {
-        let Location::Pack { segment, offset, stored, .. } = *location;
-        let Some(segment) = self.open(segment)? else { return Ok(()) };
-        let payload = u64::from(offset) + RECORD_HEADER as u64;
-        self.disk.erase(&segment.file, &segment.path, payload, u64::from(stored))
+    /// Erases records, those that lie side by side in one step. A segment that is gone needs none.
+    pub(super) fn erase(&self, mut records: Vec<(u32, Range<u64>)>) -> Result<(), StoreError> {
+        records.sort_unstable_by_key(|(number, record)| (*number, record.start));
+        let mut records = records.into_iter().peekable();
+        while let Some((number, mut run)) = records.next() {
+            while let Some((_, next)) = records.next_if(|(other, next)| *other == number && next.start <= run.end) {
+                run.end = run.end.max(next.end);
+            }
+            if let Some(segment) = self.open(number)? {
+                // Nothing lies behind the end, and a hole there would be none.
+                let end = run.end.min(segment.len()?);
+                self.disk.erase(&segment.file, &segment.path, run.start, end.saturating_sub(run.start))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes a segment durable, with the holes in it.

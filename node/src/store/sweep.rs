@@ -7,16 +7,20 @@
 use super::digest_set::DigestSet;
 use super::gc::GcReport;
 use super::index::{BlockRow, MAX_ROWS};
+use super::lease::Leases;
 use super::ops::{Batch, Gone, SnapshotPart};
-use super::record::{Kind, RECORD_HEADER, SEGMENT_HEADER};
+use super::record::{Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
 use super::replay::{erase_again, next_header};
+use super::segments::Segment;
 use super::{Location, Op, Store, StoreError, lock};
 use nipfs_proto::block::Digest;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::PoisonError;
 
-/// A sealed segment with less than one part in this many alive is compacted.
+/// A sealed segment is compacted when less than one part in this many of the space it takes is alive.
 const SPARSE: u64 = 4;
+/// Deleted blocks that wait to be erased, so that neighbours are erased in one step.
+const MAX_UNERASED: usize = 1 << 16;
 /// Records in one batch of a snapshot.
 const SNAPSHOT_OPS: usize = 500;
 
@@ -31,6 +35,7 @@ impl Store {
     pub(super) fn sweep(&self, marked: &DigestSet, report: &mut GcReport) -> Result<Live, StoreError> {
         let mut live = Live { current: self.0.log.current_segment(), bytes: HashMap::new() };
         let mut candidates = Vec::with_capacity(MAX_ROWS);
+        let mut deleted = Vec::new();
         for block in self.0.log.index.blocks() {
             let (digest, row) = block?;
             if marked.contains(&digest) {
@@ -39,10 +44,14 @@ impl Store {
             }
             candidates.push((digest, row));
             if candidates.len() == MAX_ROWS {
-                self.sweep_some(&mut candidates, &mut live, report)?;
+                self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
+            }
+            if deleted.len() >= MAX_UNERASED || !deleted.is_empty() && self.is_short_of_space()? {
+                self.erase(&mut deleted, report)?;
             }
         }
-        self.sweep_some(&mut candidates, &mut live, report)?;
+        self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
+        self.erase(&mut deleted, report)?;
         Ok(live)
     }
 
@@ -50,38 +59,30 @@ impl Store {
         &self,
         candidates: &mut Vec<(Digest, BlockRow)>,
         live: &mut Live,
-        report: &mut GcReport,
+        deleted: &mut Vec<Location>,
     ) -> Result<(), StoreError> {
-        let doomed = self.delete(candidates, |leases, digest| !leases.protects(digest))?;
-        let mut kept = candidates.drain(..).peekable();
-        for (digest, row) in &doomed {
-            while let Some((_, spared)) = kept.next_if(|(candidate, _)| candidate != digest) {
-                live.add(&spared);
-            }
-            kept.next();
-            report.dropped_blocks += 1;
-            report.freed_bytes += u64::from(row.location.stored());
-        }
-        kept.for_each(|(_, spared)| live.add(&spared));
+        let spared = self.delete(candidates, |leases, digest| !leases.protects(digest))?;
+        spared.iter().for_each(|(_, row)| live.add(row));
+        deleted.extend(candidates.drain(..).map(|(_, row)| row.location));
         Ok(())
     }
 
-    /// Deletes those of `candidates` that `may_go`, and returns them in the same order.
+    /// Deletes those of `candidates` that `may_go` and returns the others. What was deleted is to be erased.
     pub(super) fn delete(
         &self,
-        candidates: &[(Digest, BlockRow)],
-        may_go: impl Fn(&super::lease::Leases, &Digest) -> bool,
+        candidates: &mut Vec<(Digest, BlockRow)>,
+        may_go: impl Fn(&Leases, &Digest) -> bool,
     ) -> Result<Vec<(Digest, BlockRow)>, StoreError> {
         let log = &self.0.log;
         // What others have put is synced before, so that they wait only for the little that is written here.
         log.sync()?;
         let mut tail = log.tail();
         let leases = lock(&self.0.leases);
-        let doomed: Vec<_> = candidates.iter().filter(|(digest, _)| may_go(&leases, digest)).copied().collect();
-        if doomed.is_empty() {
-            return Ok(doomed);
+        let spared = candidates.extract_if(.., |(digest, _)| !may_go(&leases, digest)).collect();
+        if candidates.is_empty() {
+            return Ok(spared);
         }
-        let gone = doomed.iter().map(|(digest, row)| {
+        let gone = candidates.iter().map(|(digest, row)| {
             let Location::Pack { segment, offset, .. } = row.location;
             Gone { digest: *digest, segment, offset }
         });
@@ -89,20 +90,27 @@ impl Store {
         drop(leases);
         drop(tail);
         log.sync()?;
-        for (_, row) in &doomed {
-            log.segments.erase(&row.location)?;
-        }
-        Ok(doomed)
+        Ok(spared)
     }
 
-    /// Lets segments go that hold nothing, or so little that moving it is worth while.
+    fn erase(&self, deleted: &mut Vec<Location>, report: &mut GcReport) -> Result<(), StoreError> {
+        report.dropped_blocks += deleted.len() as u64;
+        report.freed_bytes += deleted.iter().map(|location| u64::from(location.stored())).sum::<u64>();
+        self.0.log.segments.erase(deleted.drain(..).map(|location| location.record()).collect())
+    }
+
+    /// Gives space back that the sweep alone does not: segments that hold nothing, or so little that moving it is
+    /// worth while, and what an interrupted GC left.
     pub(super) fn reclaim(&self, live: &Live) -> Result<(), StoreError> {
         let segments = &self.0.log.segments;
         let mut doomed = Vec::new();
         for number in segments.list()? {
             let Some(segment) = segments.open(number)?.filter(|_| number < live.current) else { continue };
             let bytes = live.bytes.get(&number).copied().unwrap_or(0);
-            let sparse = bytes < segment.len()? / SPARSE;
+            if bytes > 0 && segment.allocated()? > bytes + bytes / SPARSE {
+                self.erase_dead(&segment)?;
+            }
+            let sparse = bytes < segment.allocated()? / SPARSE;
             if bytes == 0 || sparse && self.move_blocks(number)? {
                 doomed.push(number);
             }
@@ -119,19 +127,46 @@ impl Store {
         segments.disk.sync_dir(segments.dir())
     }
 
+    /// Erases blocks of a segment that are in the log but not in the index: copies that were replaced, and those
+    /// that a GC had deleted but not erased when it was killed.
+    fn erase_dead(&self, segment: &Segment) -> Result<(), StoreError> {
+        let mut dead = Vec::new();
+        self.for_each_record(segment, |header| {
+            let here = header.location(segment.number);
+            if header.kind == Kind::Block && self.0.log.lookup(&header.digest)?.is_none_or(|row| row.location != here) {
+                dead.push(here.record());
+            }
+            Ok(true)
+        })?;
+        self.0.log.segments.erase(dead)
+    }
+
+    /// Visits the valid records of a sealed segment until told to stop; false then.
+    fn for_each_record(
+        &self,
+        segment: &Segment,
+        mut visit: impl FnMut(&Header) -> Result<bool, StoreError>,
+    ) -> Result<bool, StoreError> {
+        let length = segment.len()?;
+        let mut at = SEGMENT_HEADER as u64;
+        while let Some(header) = next_header(&self.0.log.segments, segment, at, length)? {
+            at = header.end();
+            if !visit(&header)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Moves the live blocks of a segment to the end of the log; false when that cannot be done.
     fn move_blocks(&self, number: u32) -> Result<bool, StoreError> {
         let log = &self.0.log;
         let Some(segment) = log.segments.open(number)? else { return Ok(true) };
-        let length = segment.len()?;
-        let mut at = SEGMENT_HEADER as u64;
-        while let Some(header) = next_header(&log.segments, &segment, at, length)? {
-            at = header.end();
-            let here =
-                Location::Pack { segment: number, offset: header.offset, stored: header.stored, zstd: header.zstd };
+        let moved = self.for_each_record(&segment, |header| {
+            let here = header.location(number);
             let is_live = || Ok::<_, StoreError>(log.lookup(&header.digest)?.is_some_and(|row| row.location == here));
             if header.kind != Kind::Block || !is_live()? {
-                continue;
+                return Ok(true);
             }
             let payload = segment.read(header.payload(), header.stored as usize)?;
             let Some(payload) = payload.filter(|payload| crc32c::crc32c(payload) == header.payload_crc) else {
@@ -147,12 +182,13 @@ impl Store {
             if is_live()? {
                 log.append_block(&mut tail, header.digest, header.plain, header.zstd, &payload)?;
             }
-        }
+            Ok(true)
+        })?;
         log.sync()?;
         // A row whose record the scan did not meet (a damaged header) still needs the segment.
         let lies_here = |row: &BlockRow| matches!(row.location, Location::Pack { segment, .. } if segment == number);
         for block in log.index.blocks() {
-            if lies_here(&block?.1) {
+            if !moved || lies_here(&block?.1) {
                 return Ok(false);
             }
         }
@@ -190,18 +226,15 @@ impl Store {
         let mut touched = BTreeSet::new();
         for number in doomed {
             let Some(segment) = segments.open(*number)? else { continue };
-            let length = segment.len()?;
-            let mut at = SEGMENT_HEADER as u64;
-            while let Some(header) = next_header(segments, &segment, at, length)? {
-                at = header.end();
-                if header.kind != Kind::Batch {
-                    continue;
+            self.for_each_record(&segment, |header| {
+                if header.kind == Kind::Batch {
+                    let payload = segment.read(header.payload(), header.stored as usize)?;
+                    let batch = payload.and_then(|payload| Batch::decode(&payload)).unwrap_or_default();
+                    erase_again(segments, &batch.gone)?;
+                    touched.extend(batch.gone.iter().map(|gone| gone.segment));
                 }
-                let payload = segment.read(header.payload(), header.stored as usize)?;
-                let batch = payload.and_then(|payload| Batch::decode(&payload)).unwrap_or_default();
-                erase_again(segments, &batch.gone)?;
-                touched.extend(batch.gone.iter().map(|gone| gone.segment));
-            }
+                Ok(true)
+            })?;
         }
         touched.iter().filter(|number| !doomed.contains(number)).try_for_each(|number| segments.sync(*number))
     }

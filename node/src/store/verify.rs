@@ -53,7 +53,9 @@ impl Store {
         }
         if repair {
             for some in damaged.chunks(MAX_ROWS) {
-                self.delete(some, |_, digest| self.has(digest).is_ok_and(|here| !here))?;
+                let mut some = some.to_vec();
+                self.delete(&mut some, |_, digest| self.has(digest).is_ok_and(|here| !here))?;
+                self.0.log.segments.erase(some.iter().map(|(_, row)| row.location.record()).collect())?;
             }
             report.damaged.iter().for_each(|digest| {
                 lock(&self.0.damaged).remove(digest);

@@ -14,6 +14,7 @@ pub(in crate::store) struct Faults(Arc<Mutex<State>>);
 struct State {
     steps: u64,
     freeze_at: Option<u64>,
+    is_full: bool,
     durable: HashMap<PathBuf, u64>,
 }
 
@@ -21,6 +22,11 @@ impl Faults {
     /// All operations from the n-th on fail, and nothing reaches the disk any more.
     pub(super) fn freeze_at(&self, step: u64) {
         self.0.lock().unwrap().freeze_at = Some(step);
+    }
+
+    /// The next write, or the file made for it, finds the disk full.
+    pub(super) fn fill(&self) {
+        self.0.lock().unwrap().is_full = true;
     }
 
     /// Operations so far.
@@ -36,6 +42,10 @@ impl Faults {
     pub(in crate::store) fn step(&self, path: &Path, action: &str) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         state.steps += 1;
+        if state.is_full && matches!(action, "write" | "create") {
+            state.is_full = false;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         match state.freeze_at {
             Some(step) if state.steps > step => Err(io::Error::other(format!("frozen: {action} {}", path.display()))),
             _ => Ok(()),

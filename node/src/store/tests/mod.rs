@@ -1,10 +1,12 @@
 //! The store as its callers use it, and as crashes leave it.
 
+mod bench;
 mod crash;
 pub(super) mod faults;
 mod gc;
 mod records;
 mod recovery;
+mod space;
 
 use super::disk::Disk;
 use super::{CidPin, Lease, NarRecord, Op, PathRecord, Store};
