@@ -86,8 +86,8 @@ impl FileWalk {
     }
 
     /// The CIDs that are wanted next, in read order: of leaves and inner nodes that begin less than `window` bytes
-    /// of the file after the reader, always the first, and each as often as it occurs. With each comes the most
-    /// bytes that its block may have, by what its parent says.
+    /// of the file after the reader, always the first, and each as often as it occurs. With each comes an estimate
+    /// of its block's bytes: those of the file in it and below, by its parent, and at most [`MAX_BLOCK`].
     pub fn upcoming(&self, window: u64) -> impl Iterator<Item = (Cid, u64)> {
         let end = self.position.saturating_add(window);
         let ahead = self.open.iter().rev().take(self.ahead());
@@ -115,7 +115,8 @@ impl FileWalk {
             let opened = self.replace(index, cid, declared, block.bytes())?;
             self.open_inline(index..index + opened)?;
             // A node that occurs many times over would multiply here.
-            if !matches!(self.open.get(index), Some(Part { content: Content::Bytes(_), .. })) {
+            let is_leaf = opened == 1 && matches!(self.open[index].content, Content::Bytes(_));
+            if !is_leaf {
                 break;
             }
         }

@@ -199,6 +199,19 @@ fn open_links_have_a_bound() {
 }
 
 #[test]
+fn a_node_that_occurs_often_is_opened_one_place_at_a_time() {
+    let last = Cid::new_v1(RAW, Multihash::wrap(0, b"!").expect("short"));
+    let leaf = raw(b"x");
+    let mut children = vec![(*leaf.cid(), 1); 200];
+    children.push((last, 1));
+    let node = inner(&children);
+    let root = inner(&vec![(*node.cid(), 201); 1000]);
+    let blocks = [&leaf, &node, &root].map(|block| (*block.cid(), block.clone())).into();
+    let file = read_all(*root.cid(), &blocks).unwrap();
+    assert_eq!(file, [&[b'x'; 200][..], b"!"].concat().repeat(1000));
+}
+
+#[test]
 fn children_of_no_bytes_are_leaves() {
     let (empty, leaf) = (raw(b""), raw(b"x"));
     let children = [(*empty.cid(), 0), (*leaf.cid(), 1), (*empty.cid(), 0)];
