@@ -30,7 +30,13 @@ impl Door {
             return Ok(Self::Remote(state.to_owned()));
         }
         let settings = Settings { state: state.to_owned(), ..Settings::default() };
-        Ok(Self::Here(Node::open(settings).await?))
+        let opened = Node::open(settings).await.map_err(|failure| match failure {
+            Failure { class: Class::InUse, hint: None, .. } => {
+                failure.hint("wait for the other nipfs to end; with `nipfs serve` running, verbs share its store")
+            }
+            failure => failure,
+        });
+        Ok(Self::Here(opened?))
     }
 
     /// A new connection. What is staged on it lives as long as it does.

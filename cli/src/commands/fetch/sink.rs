@@ -193,3 +193,6 @@ fn class_of(error: &io::Error) -> Class {
         _ => Class::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,3 +107,49 @@ fn unwritable(file: &Path, error: &std::io::Error) -> Failure {
 fn unfit(info: &PathInfo, error: &NarInfoError) -> Failure {
     Failure::new(Class::Failed, format!("cannot be described by a narinfo: {}", info.path)).because(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nipfs_proto::block::parse_cid;
+    use nipfs_proto::nix::NarHash;
+    use nipfs_proto::nix::store_path::StorePath;
+    use nipfs_proto::nix::trust::TrustedKeys;
+
+    const PROFILE: Profile = Profile::UnixfsV0_2015;
+
+    fn key(name: &str) -> SecretKey {
+        SecretKey::from_seed(name, &[7; 32]).unwrap()
+    }
+
+    fn narinfo() -> NarInfo {
+        let path = StorePath::from_base_name(&format!("{}-hello", "0".repeat(32))).unwrap();
+        let (references, signatures) = (Vec::new(), Vec::new());
+        let nar_hash = NarHash::of(b"x");
+        NarInfo::new(&PathInfo { path, nar_hash, nar_size: 1, references, deriver: None, signatures, ca: None })
+            .unwrap()
+    }
+
+    fn cid(text: &str) -> Cid {
+        parse_cid(text).unwrap()
+    }
+
+    #[test]
+    fn a_root_is_bound_by_our_first_key() {
+        let root = cid("QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn");
+        let bound = with_root(&narinfo(), None, root, (&[key("a-1"), key("b-1")], PROFILE)).unwrap();
+        let trusted: TrustedKeys = [key("a-1").public_key()].into_iter().collect();
+        assert_eq!(trusted.check_root(&bound, &["other", "unixfs-v0-2015"]), Some("unixfs-v0-2015"));
+    }
+
+    #[test]
+    fn without_keys_a_binding_of_the_same_root_stays_and_of_another_goes() {
+        let root = cid("QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn");
+        let other = cid("QmbFMke1KXqnYyBBWxB74N4c5SBnJMVAiMNRcGu6x1AwQH");
+        let before = with_root(&narinfo(), None, root, (&[key("a-1")], PROFILE)).unwrap();
+        let again = with_root(&narinfo(), before.root(), root, (&[], PROFILE)).unwrap();
+        assert_eq!(again.text(), before.text());
+        let moved = with_root(&before, before.root(), other, (&[], PROFILE)).unwrap();
+        assert_eq!(moved.root().map(|root| (*root.cid(), root.signature().is_some())), Some((other, false)));
+    }
+}
