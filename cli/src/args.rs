@@ -5,6 +5,7 @@
 
 use crate::config::Values;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// A Nix binary cache over IPFS, with the IPFS node inside
@@ -60,6 +61,8 @@ pub(crate) enum Color {
 pub(crate) enum Command {
     /// Publish store paths, files, directories or a binary cache that Nix wrote
     Publish(Publish),
+    /// Run the node: HTTP substituter, peers and mirrors
+    Serve(Serve),
     /// Get store paths, verified, from peers, gateways or HTTP
     Fetch(Fetch),
     /// Hold and serve what somebody else published
@@ -118,6 +121,32 @@ pub(crate) struct Publish {
     /// Leave out store paths that carry a signature of this key (repeatable), as cache.nixos.org-1
     #[arg(long, value_name = "KEY")]
     pub(crate) skip_signed_by: Vec<String>,
+}
+
+/// `nipfs serve`
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Address of the HTTP substituter; port 0 takes a free one [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Multiaddr to listen on for peers (repeatable) [default: /ip4/0.0.0.0/tcp/4002]
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Peer to ask for blocks (repeatable), ending in /p2p/ID
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) peer: Vec<String>,
+    /// Directory of the narinfos [default: STATE/cache]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Cache to ask for what is not here (repeatable)
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: Vec<String>,
+    /// Key whose signature is accepted (repeatable), as name:base64
+    #[arg(long, value_name = "KEY")]
+    pub(crate) trusted_public_key: Vec<String>,
+    /// IPFS gateway to ask when no peer has a block (repeatable)
+    #[arg(long, value_name = "URL")]
+    pub(crate) gateway: Vec<String>,
 }
 
 /// `nipfs fetch`
@@ -292,6 +321,16 @@ impl Cli {
                 cache: publish.cache.clone(),
                 signing_key_files: given(&publish.signing_key_file),
                 chunker: publish.chunker.clone(),
+                ..values
+            },
+            Command::Serve(serve) => Values {
+                http: serve.http,
+                listen: given(&serve.listen),
+                peers: given(&serve.peer),
+                cache: serve.cache.clone(),
+                upstreams: given(&serve.upstream),
+                trusted_public_keys: given(&serve.trusted_public_key),
+                gateways: given(&serve.gateway),
                 ..values
             },
             Command::Fetch(fetch) => Values {

@@ -1,13 +1,14 @@
 //! The verbs, one module or function each: ask the node, print what it says.
 
+mod cache;
 mod config;
 mod fetch;
 mod generate;
 mod key;
 mod mirror;
-mod narinfo;
 mod pin;
 mod publish;
+pub(crate) mod serve;
 mod status;
 mod store;
 
@@ -111,6 +112,7 @@ impl<'a> App<'a> {
 pub(crate) async fn run(app: &App<'_>, command: Command) -> Result<(), Stop> {
     match command {
         Command::Publish(args) => publish::run(app, args).await,
+        Command::Serve(_) => serve::run(&app.settings, app.printer).await,
         Command::Fetch(args) => fetch::run(app, args).await,
         Command::Mirror(verb) => mirror::run(app, verb).await,
         Command::Pin(verb) => pin::run(app, verb).await,

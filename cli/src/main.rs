@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         }
     };
     let printer = Printer::new(&cli.global);
-    start_log(&cli.global, printer.color());
+    start_log(&cli.global, printer.color(), matches!(cli.command, args::Command::Serve(_)));
     let settings = Settings::resolve(cli.values(), cli.global.config.as_deref(), &|name| std::env::var_os(name));
     let outcome = match settings.map_err(Stop::from) {
         Ok(settings) => run(cli, settings, &printer),
@@ -60,12 +60,15 @@ fn run(cli: Cli, settings: Settings, printer: &Printer) -> Result<(), Stop> {
     let outcome = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let app = App::new(settings, printer);
+        // To `serve`, a signal is how it ends well: it looks out for them itself.
+        let serving = matches!(cli.command, args::Command::Serve(_));
         let outcome = tokio::select! {
             outcome = commands::run(&app, cli.command) => outcome,
-            () = signals.next() => Err(Failure::new(Class::Interrupted, "interrupted").into()),
+            () = signals.next(), if !serving => Err(Failure::new(Class::Interrupted, "interrupted").into()),
         };
         // The first signal ends the verb, the second does not wait for the node either.
         tokio::select! {
+            biased;
             () = app.close() => outcome,
             () = signals.next() => Err(Failure::new(Class::Interrupted, "interrupted").into()),
         }
@@ -89,8 +92,9 @@ impl Signals {
 }
 
 /// The log goes to standard error; `RUST_LOG` says what is in it, else `-q` and `-v` do.
-fn start_log(global: &Global, color: bool) {
+fn start_log(global: &Global, color: bool, serving: bool) {
     let level = match (global.quiet, global.verbose) {
+        (0, 0) if serving => "warn,nipfs=info,nipfs_node=info",
         (0, 0) => "error",
         (0, 1) => "warn,nipfs=info,nipfs_node=info",
         (0, 2) => "info,nipfs=debug,nipfs_node=debug",

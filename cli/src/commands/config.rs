@@ -1,33 +1,21 @@
 //! `nipfs config`: what is set, where, and whether it makes sense.
 
-use super::App;
+use super::{App, key, publish, serve};
 use crate::args::Config;
-use crate::config::Settings;
 use crate::outcome::Stop;
-use nipfs_node::control::protocol::{Class, Failure};
-use nipfs_proto::nix::signature::PublicKey;
+use nipfs_node::control::protocol::Class;
 
 /// Runs the verb.
 pub(crate) fn run(app: &App<'_>, verb: &Config) -> Result<(), Stop> {
+    let settings = &app.settings;
     match verb {
-        Config::Show => app.settings.rows().iter().try_for_each(|row| app.printer.item(row)),
+        Config::Show => settings.rows().iter().try_for_each(|row| app.printer.item(row)),
         Config::Check => {
-            let wrong = check(&app.settings);
+            let keys = key::load(&settings.signing_key_files.value).map(drop);
+            let checks = [serve::service(settings).map(drop), keys, publish::profile(settings).map(drop)];
+            let wrong: Vec<_> = checks.into_iter().filter_map(Result::err).collect();
             wrong.iter().for_each(|failure| app.printer.failure(failure));
             if wrong.is_empty() { Ok(()) } else { Err(Stop::Items(Class::Usage)) }
         }
     }
-}
-
-fn check(settings: &Settings) -> Vec<Failure> {
-    let mut wrong = Vec::new();
-    let mut refuse = |key: &str, value: &str, error: &(dyn std::error::Error + 'static)| {
-        wrong.push(Failure::new(Class::Usage, format!("{key}: {value}")).because(error));
-    };
-    for key in &settings.trusted_public_keys.value {
-        if let Err(error) = key.parse::<PublicKey>() {
-            refuse("trusted-public-keys", key, &error);
-        }
-    }
-    wrong
 }

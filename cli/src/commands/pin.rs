@@ -1,9 +1,9 @@
 //! `nipfs pin`: what stays when `gc` runs.
 
-use super::{App, out_of_turn};
+use super::{App, cache, out_of_turn};
 use crate::args::Pin;
 use crate::outcome::{Stop, Tally};
-use nipfs_node::control::protocol::{Item, Request};
+use nipfs_node::control::protocol::{Failure, Item, Request};
 use serde::Serialize;
 use std::fmt;
 
@@ -29,9 +29,13 @@ pub(crate) async fn run(app: &App<'_>, verb: Pin) -> Result<(), Stop> {
         Pin::Ls => list(app).await,
         Pin::Add { targets, .. } => {
             let peers = app.settings.peers.value.clone();
-            each(app, targets, |target| Request::PinAdd { target, peers: peers.clone() }).await
+            let request = |target| Request::PinAdd { target, peers: peers.clone() };
+            each(app, targets, request, |_| Ok(())).await
         }
-        Pin::Rm { targets } => each(app, targets, |target| Request::PinRemove { target }).await,
+        Pin::Rm { targets } => {
+            let request = |target| Request::PinRemove { target };
+            each(app, targets, request, |target| cache::retract(&app.settings.cache.value, target)).await
+        }
     }
 }
 
@@ -44,13 +48,18 @@ async fn list(app: &App<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// One request a target; one that fails does not stop the others.
-async fn each(app: &App<'_>, targets: Vec<String>, request: impl Fn(String) -> Request) -> Result<(), Stop> {
+/// One request a target, and what follows from it here; one that fails does not stop the others.
+async fn each(
+    app: &App<'_>,
+    targets: Vec<String>,
+    request: impl Fn(String) -> Request,
+    follow: impl Fn(&str) -> Result<(), Failure>,
+) -> Result<(), Stop> {
     let mut tally = Tally::default();
     for target in targets {
         let done = app.items(request(target.clone()), |_| Ok(())).await;
-        match done {
-            Ok(_) => tally.success(),
+        match done.and_then(|_| Ok(follow(&target)?)) {
+            Ok(()) => tally.success(),
             Err(Stop::Failed(failure)) => {
                 app.item_failed(&target, &failure);
                 tally.failure(failure.class);

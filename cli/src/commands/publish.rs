@@ -13,6 +13,7 @@ mod stage;
 
 use super::{App, key, nix_state};
 use crate::args;
+use crate::config::Settings;
 use crate::outcome::{Stop, Tally};
 use input::Input;
 use nipfs_node::control::client::Client;
@@ -44,9 +45,7 @@ struct Publisher<'a> {
 /// Runs the verb.
 pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> {
     let keys = if args.unsigned { Vec::new() } else { key::signing_keys(&app.settings)? };
-    let name = &app.settings.chunker.value;
-    let profile =
-        name.parse().map_err(|error| Failure::new(Class::Usage, format!("unknown chunker: {name}")).because(&error))?;
+    let profile = profile(&app.settings)?;
     let cache = app.settings.cache.value.clone();
     let mut publisher = Publisher { app, keys, profile, cache, client: None, tally: Tally::default() };
     let mut inputs = Vec::new();
@@ -71,6 +70,15 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
         }
     }
     publisher.tally.outcome()
+}
+
+/// How NARs are cut.
+///
+/// # Errors
+/// Class `Usage` for a name that is not known.
+pub(crate) fn profile(settings: &Settings) -> Result<Profile, Failure> {
+    let name = &settings.chunker.value;
+    name.parse().map_err(|error| Failure::new(Class::Usage, format!("unknown chunker: {name}")).because(&error))
 }
 
 /// The arguments, and with `--stdin` the lines of standard input.

@@ -1,6 +1,6 @@
 //! `nipfs gc` and `nipfs verify`: the state of the store.
 
-use super::{App, out_of_turn};
+use super::{App, cache, out_of_turn};
 use crate::args;
 use crate::outcome::Stop;
 use crate::size;
@@ -35,6 +35,10 @@ pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
     let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror: None };
     match app.ask(request).await? {
         Done::Gc { freed_bytes, dropped_paths, kept_paths, kept_because } => {
+            if !args.dry_run {
+                let retract = |path: &String| cache::retract(&app.settings.cache.value, path);
+                dropped_paths.iter().try_for_each(retract)?;
+            }
             app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because })
         }
         other => Err(out_of_turn(&other).into()),

@@ -14,14 +14,11 @@ use futures::stream::try_unfold;
 use nipfs_proto::nix::cache_info::CacheInfo;
 use std::io;
 
-/// Below cache.nixos.org's 40: a client asks us first.
-const PRIORITY: u32 = 30;
 /// Paths that are read from the store at once.
 const BATCH: usize = 1000;
 
 pub(super) async fn cache_info() -> Response {
-    let info = CacheInfo { want_mass_query: true, priority: Some(PRIORITY) };
-    ([(header::CONTENT_TYPE, "text/x-nix-cache-info")], info.to_text()).into_response()
+    ([(header::CONTENT_TYPE, "text/x-nix-cache-info")], CacheInfo::OURS.to_text()).into_response()
 }
 
 pub(super) async fn nipfs_info(State(site): State<Site>) -> Response {

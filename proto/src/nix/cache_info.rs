@@ -33,6 +33,9 @@ pub enum CacheInfoError {
 }
 
 impl CacheInfo {
+    /// What our caches say: below cache.nixos.org's 40, so that clients ask us first.
+    pub const OURS: Self = Self { want_mass_query: true, priority: Some(30) };
+
     /// Reads a `nix-cache-info`. As in Nix, spaces around values and unknown lines do not matter.
     ///
     /// # Errors

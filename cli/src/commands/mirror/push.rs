@@ -6,7 +6,7 @@
 
 use super::{Push, show};
 use crate::args::MirrorPush;
-use crate::commands::{App, narinfo, out_of_turn};
+use crate::commands::{App, cache, out_of_turn};
 use crate::outcome::{Stop, Tally};
 use nipfs_node::control::protocol::{Class, Done, Failure, Item, Request};
 use nipfs_proto::nix::narinfo::NarInfo;
@@ -59,9 +59,9 @@ async fn addresses(app: &App<'_>) -> Result<Vec<String>, Failure> {
 }
 
 /// The store paths to be answered for, and the narinfos to send. One that cannot be sent has failed.
-fn collect(app: &App<'_>, cache: &Path, tally: &mut Tally) -> Result<(BTreeSet<String>, Vec<String>), Stop> {
+fn collect(app: &App<'_>, directory: &Path, tally: &mut Tally) -> Result<(BTreeSet<String>, Vec<String>), Stop> {
     let (mut paths, mut narinfos) = (BTreeSet::new(), Vec::new());
-    for file in narinfo::files(cache)? {
+    for file in cache::narinfos(directory)? {
         match read(&file) {
             Ok(narinfo) => {
                 paths.insert(narinfo.store_path().to_absolute_path());
@@ -77,7 +77,7 @@ fn collect(app: &App<'_>, cache: &Path, tally: &mut Tally) -> Result<(BTreeSet<S
 }
 
 fn read(file: &Path) -> Result<NarInfo, Failure> {
-    let narinfo = narinfo::read(file)?;
+    let narinfo = cache::read_narinfo(file)?;
     if narinfo.root().is_none() {
         let failure = Failure::new(Class::Failed, format!("narinfo without an IPFSHash: {}", file.display()));
         let directory = file.parent().unwrap_or_else(|| Path::new(".")).display();

@@ -6,7 +6,7 @@
 use super::record::with_root;
 use super::stage::Source;
 use super::{Publisher, changed};
-use crate::commands::narinfo;
+use crate::commands::cache;
 use crate::outcome::Stop;
 use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_proto::nix::narinfo::{Compression, NarInfo};
@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 /// Publishes all that is in `directory`, dependencies first.
 pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> Result<(), Stop> {
     let mut references = BTreeMap::new();
-    for file in narinfo::files(directory)? {
-        match narinfo::read(&file) {
+    for file in cache::narinfos(directory)? {
+        match cache::read_narinfo(&file) {
             Ok(narinfo) => {
                 let refers_to = narinfo.references().iter().map(|reference| reference.hash_part()).collect();
                 references.insert(narinfo.store_path().hash_part(), refers_to);
@@ -35,7 +35,7 @@ pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> 
 }
 
 async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: &Path) -> Result<(), Stop> {
-    let narinfo = narinfo::read(file)?;
+    let narinfo = cache::read_narinfo(file)?;
     let mut new_bytes = 0;
     let root = match publisher.known(narinfo.store_path(), narinfo.nar_hash()).await? {
         Some(root) => root,

@@ -1,20 +1,16 @@
 //! The narinfo of what is published: built or completed, signed, committed, written.
 
 use super::Publisher;
-use crate::files;
+use crate::commands::cache;
 use crate::outcome::Stop;
 use nipfs_node::control::protocol::{Class, Failure, Request};
 use nipfs_proto::block::Cid;
 use nipfs_proto::dag::Profile;
-use nipfs_proto::nix::cache_info::CacheInfo;
 use nipfs_proto::nix::narinfo::{NarInfo, NarInfoError, PathInfo, Root, ipfs_fingerprint};
 use nipfs_proto::nix::signature::SecretKey;
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
-
-/// Below what cache.nixos.org (40) says, so that Nix asks us first.
-const PRIORITY: u32 = 30;
 
 /// A line of `publish`.
 #[derive(Debug, Serialize)]
@@ -52,7 +48,7 @@ impl Publisher<'_> {
         }
         let old_root = before.as_ref().and_then(NarInfo::root);
         let narinfo = with_root(&narinfo, old_root, root, (&self.keys, self.profile))?;
-        write_cache_info(&self.cache)?;
+        cache::write_info(&self.cache)?;
         self.commit(&narinfo, &file, new_bytes).await
     }
 
@@ -60,7 +56,7 @@ impl Publisher<'_> {
     pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
         let request = Request::Commit { narinfo: narinfo.text().to_owned() };
         self.client().await?.call(request).await.map_err(Failure::from)?;
-        files::write(file, narinfo.text().as_bytes()).map_err(|error| unwritable(file, &error))?;
+        cache::write(file, narinfo.text().as_bytes())?;
         self.app.printer.item(&Line {
             path: narinfo.store_path().to_absolute_path(),
             narinfo: file.to_owned(),
@@ -86,22 +82,6 @@ pub(crate) fn with_root(
     let root = Root::new(cid, ours.or_else(kept));
     let root = root.map_err(|error| Failure::new(Class::Failed, format!("not a root: {cid}")).because(&error))?;
     Ok(narinfo.with_ipfs(root))
-}
-
-/// A cache directory says what it is, once.
-fn write_cache_info(cache: &Path) -> Result<(), Failure> {
-    let file = cache.join("nix-cache-info");
-    if file.exists() {
-        return Ok(());
-    }
-    let text = CacheInfo { want_mass_query: true, priority: Some(PRIORITY) }.to_text();
-    let written = std::fs::create_dir_all(cache).and_then(|()| files::write(&file, text.as_bytes()));
-    written.map_err(|error| unwritable(&file, &error))
-}
-
-fn unwritable(file: &Path, error: &std::io::Error) -> Failure {
-    let class = if error.kind() == std::io::ErrorKind::StorageFull { Class::NoSpace } else { Class::Failed };
-    Failure::new(class, format!("cannot write: {}", file.display())).because(error)
 }
 
 fn unfit(info: &PathInfo, error: &NarInfoError) -> Failure {

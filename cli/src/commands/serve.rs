@@ -1,0 +1,73 @@
+//! `nipfs serve`: the node as a service, until a signal.
+
+use super::cache;
+use crate::config::Settings;
+use crate::outcome::Stop;
+use crate::printer::Printer;
+use nipfs_node::control::protocol::{Class, Failure};
+use nipfs_node::serve::{Ready, Serve, serve};
+use nipfs_node::upstream::{Gateway, Upstream};
+use serde::Serialize;
+use std::error::Error;
+use std::fmt;
+use std::str::FromStr;
+
+/// The line that tells whoever started us that they may begin.
+#[derive(Debug, Serialize)]
+struct Line {
+    ready: bool,
+    http: String,
+    peer: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ready http={} peer={}", self.http, self.peer)
+    }
+}
+
+/// Runs the verb. It listens for signals itself: a signal is how it ends well.
+pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), Stop> {
+    let ready = |ready: &Ready| {
+        let directory = &settings.cache.value;
+        let info = || cache::write(&directory.join("nipfs-info"), ready.info.as_bytes());
+        if let Err(failure) = cache::write_info(directory).and_then(|()| info()) {
+            printer.warning(failure);
+        }
+        let peer = ready.peers.first().cloned().unwrap_or_default();
+        match printer.item(&Line { ready: true, http: ready.http.clone(), peer }) {
+            Err(Stop::Failed(failure)) => Err(failure),
+            // A supervisor that does not read is no reason to stop serving.
+            _ => Ok(()),
+        }
+    };
+    Ok(serve(service(settings)?, ready).await?)
+}
+
+/// What the settings say of the service.
+///
+/// # Errors
+/// Class `Usage`, naming the address or key that is none.
+pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
+    let node = nipfs_node::Settings {
+        state: settings.state.value.clone(),
+        listen: parse("multiaddr", &settings.listen.value)?,
+        peers: parse("multiaddr", &settings.peers.value)?,
+        ..nipfs_node::Settings::default()
+    };
+    Ok(Serve {
+        node,
+        http: settings.http.value,
+        upstreams: settings.upstreams.value.iter().map(|url| Upstream::new(url)).collect::<Result<_, _>>()?,
+        gateways: settings.gateways.value.iter().map(|url| Gateway::new(url)).collect::<Result<_, _>>()?,
+        trusted_keys: parse("public key", &settings.trusted_public_keys.value)?,
+    })
+}
+
+fn parse<T: FromStr<Err: Error + 'static>, C: FromIterator<T>>(what: &str, texts: &[String]) -> Result<C, Failure> {
+    let parse = |text: &String| {
+        let refused = |error: T::Err| Failure::new(Class::Usage, format!("not a {what}: {text}")).because(&error);
+        text.parse().map_err(refused)
+    };
+    texts.iter().map(parse).collect()
+}
