@@ -192,6 +192,13 @@ impl Block {
         if cid.hash() == self.cid.hash() { Ok(Self { cid, ..self }) } else { Err(BlockError::Mismatch(cid)) }
     }
 
+    /// The same block in memory of its own. Its bytes may be a small slice of a large buffer, which
+    /// lives as long as the block does.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { cid: self.cid, bytes: Bytes::copy_from_slice(&self.bytes) }
+    }
+
     /// The CID.
     #[must_use]
     pub fn cid(&self) -> &Cid {

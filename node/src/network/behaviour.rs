@@ -11,6 +11,7 @@
 use super::handler::{Arrived, FromHandler, Handler, Lane, ToHandler};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::{
     CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler,
@@ -44,6 +45,8 @@ pub(super) enum Event {
     Missing { session: SessionId, cid: Cid },
     /// Read from the store.
     Load(Load<PeerId>),
+    /// After [`Behaviour::stop`]: everything has been sent, or its connection is gone.
+    Drained,
 }
 
 /// Bytes of bitswap messages exchanged with a peer.
@@ -78,6 +81,13 @@ impl Connection {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Running,
+    Draining,
+    Drained,
+}
+
 /// The behaviour.
 #[derive(Debug)]
 pub(super) struct Behaviour {
@@ -90,7 +100,7 @@ pub(super) struct Behaviour {
     events: VecDeque<ToSwarm<Event, ToHandler>>,
     wake: Pin<Box<Sleep>>,
     ticked: Instant,
-    stopped: bool,
+    phase: Phase,
 }
 
 impl Behaviour {
@@ -104,7 +114,7 @@ impl Behaviour {
             events: VecDeque::new(),
             wake: Box::pin(sleep(Duration::ZERO)),
             ticked: Instant::now(),
-            stopped: false,
+            phase: Phase::Running,
         }
     }
 
@@ -146,20 +156,23 @@ impl Behaviour {
         self.peers.iter().filter_map(|(id, peer)| Some((*id, &peer.connections.first()?.addr, peer.traffic)))
     }
 
-    /// Asks and answers nothing new from now on.
+    /// Asks and answers nothing new from now on, and says [`Event::Drained`] in the end.
     pub(super) fn stop(&mut self) {
-        self.stopped = true;
+        self.phase = Phase::Draining;
     }
 
-    /// Everything that was to be sent has been sent, or its connection is gone.
-    pub(super) fn is_drained(&self) -> bool {
+    fn is_drained(&self) -> bool {
         self.peers.values().flat_map(|peer| &peer.connections).all(Connection::is_drained)
     }
 
     fn on_established(&mut self, event: &ConnectionEstablished<'_>) {
         let peer = self.peers.entry(event.peer_id).or_default();
         let first = peer.connections.is_empty();
-        let addr = event.endpoint.get_remote_address().clone();
+        let mut addr = event.endpoint.get_remote_address().clone();
+        // An address that was dialled says whom, one that dialled us does not.
+        if let Some(Protocol::P2p(_)) = addr.iter().last() {
+            addr.pop();
+        }
         peer.connections.push(Connection { id: event.connection_id, addr, unsent: Default::default() });
         if first {
             self.client.connected(event.peer_id);
@@ -355,8 +368,13 @@ impl NetworkBehaviour for Behaviour {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);
             }
-            if self.stopped {
-                return Poll::Pending;
+            match self.phase {
+                Phase::Running => {}
+                Phase::Draining if self.is_drained() => {
+                    self.phase = Phase::Drained;
+                    return Poll::Ready(ToSwarm::GenerateEvent(Event::Drained));
+                }
+                Phase::Draining | Phase::Drained => return Poll::Pending,
             }
             if let Some(action) = self.client.poll(Instant::now()) {
                 self.on_client(action);

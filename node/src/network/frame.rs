@@ -2,7 +2,7 @@
 //!
 //! A length is a claim: the bytes it announces are first taken from the connection's budget, and the
 //! buffer grows only with bytes that arrive. Between frames a stream may be silent for as long as it
-//! likes; within one it has [`FRAME_TIMEOUT`].
+//! likes; within one it has the time that [`Intake`] gives it.
 
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -14,10 +14,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// How long a frame may take from its first byte to its last, waiting for the budget included.
-pub(super) const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a write may make no progress at all.
-pub(super) const WRITE_STALL: Duration = Duration::from_secs(30);
 /// Bytes of buffer that a frame gets before any of its own bytes have come.
 const FIRST_READ: usize = 64 << 10;
 /// Bytes of the longest length prefix: MAX_MESSAGE fits in 4 × 7 bits.
@@ -36,8 +32,8 @@ pub(super) enum FrameError {
     #[error("the stream ended within a message")]
     Cut(#[source] io::Error),
     /// The frame was not complete in time.
-    #[error("a message was not complete after {FRAME_TIMEOUT:?}")]
-    Slow,
+    #[error("a message was not complete after {0:?}")]
+    Slow(Duration),
 }
 
 /// A frame's bytes and the part of the budget that they hold until it is dropped.
@@ -52,12 +48,15 @@ pub(super) struct Frame {
 #[derive(Debug)]
 pub(super) struct Intake {
     budget: Arc<Semaphore>,
+    patience: Duration,
     progress: AtomicUsize,
 }
 
 impl Intake {
-    pub(super) fn new(budget: usize) -> Self {
-        Self { budget: Arc::new(Semaphore::new(budget)), progress: AtomicUsize::new(0) }
+    /// `budget` in bytes; `patience` is how long a frame may take from its first byte to its last, waiting
+    /// for the budget included.
+    pub(super) fn new(budget: usize, patience: Duration) -> Self {
+        Self { budget: Arc::new(Semaphore::new(budget)), patience, progress: AtomicUsize::new(0) }
     }
 
     /// The bytes that came in since the last call.
@@ -75,7 +74,8 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S, intake: &Intake) 
         Ok(_) => {}
     }
     let [first] = first;
-    timeout(FRAME_TIMEOUT, read_rest(stream, first, intake)).await.map_err(|_| FrameError::Slow)?.map(Some)
+    let late = |_| FrameError::Slow(intake.patience);
+    timeout(intake.patience, read_rest(stream, first, intake)).await.map_err(late)?.map(Some)
 }
 
 async fn read_rest<S: AsyncRead + Unpin>(stream: &mut S, first: u8, intake: &Intake) -> Result<Frame, FrameError> {
@@ -116,14 +116,17 @@ async fn read_length<S: AsyncRead + Unpin>(stream: &mut S, first: u8) -> Result<
     if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
 }
 
-/// Writes a frame and flushes it. Fails when the stream takes no byte for [`WRITE_STALL`].
-pub(super) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, frame: &[u8]) -> io::Result<()> {
+/// Writes a frame and flushes it. Fails when the stream takes no byte for as long as `stall`.
+pub(super) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, frame: &[u8], stall: Duration) -> io::Result<()> {
     let mut rest = frame;
     while !rest.is_empty() {
-        match timeout(WRITE_STALL, stream.write(rest)).await?? {
+        match timeout(stall, stream.write(rest)).await?? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
             written => rest = &rest[written..],
         }
     }
-    timeout(WRITE_STALL, stream.flush()).await?
+    timeout(stall, stream.flush()).await?
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedI
 use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError, SubstreamProtocol};
 use libp2p::{Stream, StreamProtocol};
 use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, MessageError, PROTOCOL, Received};
+use nipfs_proto::block::Block;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -33,9 +34,15 @@ pub(super) const BITSWAP: StreamProtocol = StreamProtocol::new(PROTOCOL);
 const MAX_INBOUND: usize = 128;
 /// Bytes of messages read and not yet taken. Holds a message of the largest size.
 const RECEIVE_BUDGET: usize = MAX_MESSAGE;
+/// How long a message may take to come in, from its first byte to its last.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a write may make no progress at all.
+const WRITE_STALL: Duration = Duration::from_secs(30);
 /// A connection on which no message came or went for so long may be closed.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// A block below this part of its frame gets memory of its own.
+const SMALL_PART: usize = 8;
 /// How often a message that is coming in is reported before it is complete.
 const PROGRESS: Duration = Duration::from_millis(250);
 
@@ -130,7 +137,7 @@ impl Handler {
     pub(super) fn new(keep: bool) -> Self {
         Self {
             inbound: SelectAll::new(),
-            intake: Arc::new(Intake::new(RECEIVE_BUDGET)),
+            intake: Arc::new(Intake::new(RECEIVE_BUDGET, FRAME_TIMEOUT)),
             reported: Instant::now(),
             outbound: Outbound::Closed,
             queues: Default::default(),
@@ -172,7 +179,8 @@ impl Handler {
                 Outbound::Idle(mut stream) if self.has_work() => {
                     let (lane, frame) = self.next_frame()?;
                     let bytes = frame.clone();
-                    let write = async move { frame::write(&mut stream, &bytes).await.map(|()| stream) }.boxed();
+                    let write =
+                        async move { frame::write(&mut stream, &bytes, WRITE_STALL).await.map(|()| stream) }.boxed();
                     Outbound::Writing { lane, frame, write }
                 }
                 Outbound::Writing { lane, frame, mut write } => match write.poll_unpin(cx) {
@@ -286,8 +294,17 @@ fn messages(stream: Stream, intake: Arc<Intake>) -> BoxStream<'static, Result<Ar
             return Ok(None);
         };
         let bytes = frame.bytes.len();
-        let message = Received::decode(frame.bytes)?;
+        let mut message = Received::decode(frame.bytes)?;
+        detach_small(&mut message.blocks, bytes);
         Ok(Some((Arrived { message, bytes, _budget: frame.budget }, (stream, intake))))
     })
     .boxed()
+}
+
+/// Copies out the blocks that are a small part of their frame: else one that somebody keeps would hold
+/// the whole frame in memory, and a peer could pad frames for that.
+fn detach_small(blocks: &mut [Block], frame: usize) {
+    for block in blocks.iter_mut().filter(|block| block.bytes().len() < frame / SMALL_PART) {
+        *block = block.detached();
+    }
 }

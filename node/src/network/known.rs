@@ -94,7 +94,7 @@ impl Known {
     }
 
     pub(super) fn connected(&mut self, peer: &PeerId, now: Instant) {
-        if let Some(known) = self.peers.get_mut(peer) {
+        if let Some(known) = self.peers.get_mut(peer).filter(|known| !matches!(known.state, State::Connected { .. })) {
             known.state = State::Connected { since: now };
         }
     }
@@ -126,5 +126,72 @@ impl Known {
             State::Away { until } if self.is_wanted(peer) => Some((until, peer, known)),
             _ => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(port: u16) -> Multiaddr {
+        format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap()
+    }
+
+    #[test]
+    fn only_wanted_peers_are_redialled() {
+        let (peer, now) = (PeerId::random(), Instant::now());
+        let mut known = Known::default();
+        known.add(peer, addr(1), false, now);
+        assert_eq!(known.next_due(), None);
+        known.session_opened(peer);
+        known.session_opened(peer);
+        assert_eq!(known.due(now), [(peer, vec![addr(1)])]);
+        known.session_closed(peer);
+        assert!(known.is_wanted(&peer));
+        known.session_closed(peer);
+        assert!(!known.is_wanted(&peer));
+        assert_eq!(known.due(now), []);
+        known.add(peer, addr(2), true, now);
+        assert_eq!(known.due(now), [(peer, vec![addr(2), addr(1)])]);
+    }
+
+    #[test]
+    fn pauses_grow_until_a_connection_has_settled() {
+        let (peer, mut now) = (PeerId::random(), Instant::now());
+        let mut known = Known::default();
+        known.add(peer, addr(1), true, now);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            known.dialling(&peer);
+            assert_eq!(known.next_due(), None);
+            known.away(&peer, now);
+            let due = known.next_due().unwrap();
+            assert_eq!(known.due(due - Duration::from_millis(1)), []);
+            pauses.push(due - now);
+            now = due;
+        }
+        assert_eq!(pauses[..3], [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]);
+        assert_eq!(pauses[11], LAST_PAUSE);
+        known.connected(&peer, now);
+        known.away(&peer, now + SETTLED / 2);
+        assert_eq!(known.next_due(), Some(now + SETTLED / 2 + LAST_PAUSE));
+        known.connected(&peer, now);
+        known.connected(&peer, now + SETTLED);
+        known.away(&peer, now + SETTLED);
+        assert_eq!(known.next_due(), Some(now + SETTLED + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn the_book_is_bounded_and_forgets_the_unwanted_first() {
+        let now = Instant::now();
+        let mut known = Known::default();
+        let kept = PeerId::random();
+        known.add(kept, addr(1), true, now);
+        for port in 0..3000 {
+            known.add(PeerId::random(), addr(port), false, now);
+            known.add(kept, addr(port), false, now);
+        }
+        assert!(known.peers.len() <= MAX_PEERS);
+        assert_eq!(known.peers[&kept].addrs.len(), MAX_ADDRS);
     }
 }

@@ -23,6 +23,8 @@ mod loads;
 mod session;
 mod swarm;
 mod task;
+#[cfg(test)]
+mod tests;
 mod wants;
 
 pub use identity::load_or_create as identity;
@@ -120,7 +122,7 @@ pub enum NetworkError {
 pub struct PeerSummary {
     /// Its identity.
     pub peer: PeerId,
-    /// The remote address of its oldest connection.
+    /// The remote address of its oldest connection, without `/p2p/…`.
     pub addr: Multiaddr,
     /// Bytes of bitswap messages received from it since it connected.
     pub bytes_in: u64,

@@ -14,6 +14,7 @@ use libp2p::{
 };
 use std::collections::HashMap;
 use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -98,6 +99,7 @@ pub(super) async fn listen(swarm: &mut Swarm<Protocols>, addrs: &[Multiaddr]) ->
     let failed = |addr: &Multiaddr, source| NetworkError::Listen { addr: addr.clone(), source };
     let mut waiting = HashMap::new();
     for addr in addrs {
+        free_port(addr).map_err(|source| failed(addr, source))?;
         let listener = swarm.listen_on(addr.clone()).map_err(|error| match error {
             TransportError::Other(source) => failed(addr, source),
             TransportError::MultiaddrNotSupported(_) => failed(addr, io::ErrorKind::Unsupported.into()),
@@ -120,6 +122,21 @@ pub(super) async fn listen(swarm: &mut Swarm<Protocols>, addrs: &[Multiaddr]) ->
         }
     }
     Ok(())
+}
+
+/// Fails when somebody listens on the address already. libp2p would share the port, and the kernel
+/// would spread connections over both.
+fn free_port(addr: &Multiaddr) -> io::Result<()> {
+    let mut parts = addr.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// The peer that an address names at its end.

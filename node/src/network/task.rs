@@ -281,6 +281,8 @@ impl Task {
             Event::Deliver { session, peer, block } => self.wants.deliver(session, peer, &block),
             Event::Missing { session, cid } => self.wants.missing(session, cid),
             Event::Load(load) => self.loads.push(load),
+            // Only comes after a stop, to `finish`.
+            Event::Drained => {}
         }
     }
 
@@ -298,8 +300,8 @@ impl Task {
         drop(std::mem::take(&mut self.wants));
         self.dials.clear();
         self.swarm.behaviour_mut().bitswap.stop();
-        while !self.swarm.behaviour().bitswap.is_drained() {
-            if timeout_at(deadline, self.swarm.select_next_some()).await.is_err() {
+        while let Ok(event) = timeout_at(deadline, self.swarm.select_next_some()).await {
+            if matches!(event, SwarmEvent::Behaviour(ProtocolsEvent::Bitswap(Event::Drained))) {
                 break;
             }
         }

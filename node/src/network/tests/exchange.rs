@@ -1,0 +1,201 @@
+//! Blocks from one node to another.
+
+use super::raw::{RawPeer, receive};
+use super::*;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use nipfs_proto::bitswap::message::{Message, Want};
+use std::time::Instant;
+
+/// Wants all of `wanted` at once; what came, in order of arrival.
+async fn fetch(session: &Session, wanted: &[Block]) -> Vec<(Block, PeerId)> {
+    let wants: FuturesUnordered<_> = wanted.iter().map(|block| session.want(*block.cid())).collect();
+    let arrived: Vec<_> = timeout(LONG, wants.collect()).await.unwrap();
+    arrived.into_iter().map(Result::unwrap).collect()
+}
+
+fn assert_same(arrived: Vec<(Block, PeerId)>, wanted: &[Block]) {
+    let arrived: HashMap<Cid, Block> = arrived.into_iter().map(|(block, _)| (*block.cid(), block)).collect();
+    assert_eq!(arrived.len(), wanted.len());
+    assert!(wanted.iter().all(|block| arrived[block.cid()] == *block));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_blocks_arrive_as_they_were() {
+    let wanted = blocks(256, 256 << 10);
+    let server = node(Shelf::of(&wanted).source()).await;
+    let client = client_of(&[&server]).await;
+    let arrived = fetch(&client.session(vec![server.peer_id()]), &wanted).await;
+    assert!(arrived.iter().all(|(_, from)| *from == server.peer_id()));
+    assert_same(arrived, &wanted);
+    let [summary] = client.peers().await.unwrap().try_into().unwrap();
+    assert!(summary.bytes_in > 64 << 20 && summary.bytes_in < 65 << 20, "{summary:?}");
+}
+
+#[tokio::test]
+async fn a_thousand_wants_at_once_are_met() {
+    let wanted = blocks(1000, 700);
+    let server = node(Shelf::of(&wanted).source()).await;
+    let client = client_of(&[&server]).await;
+    assert_same(fetch(&client.session(Vec::new()), &wanted).await, &wanted);
+}
+
+#[tokio::test]
+async fn blocks_of_the_largest_size_travel() {
+    let wanted = blocks(9, nipfs_proto::block::MAX_BLOCK);
+    let server = node(Shelf::of(&wanted).source()).await;
+    let client = client_of(&[&server]).await;
+    assert_same(fetch(&client.session(Vec::new()), &wanted).await, &wanted);
+}
+
+#[tokio::test]
+async fn several_futures_and_sessions_may_want_the_same_block() {
+    let wanted = blocks(1, 5000);
+    let server = node(Shelf::of(&wanted).source()).await;
+    let client = client_of(&[&server]).await;
+    let (one, two) = (client.session(Vec::new()), client.session(vec![server.peer_id()]));
+    let cid = *wanted[0].cid();
+    let arrived = timeout(LONG, async { tokio::join!(one.want(cid), one.want(cid), two.want(cid)) }).await.unwrap();
+    for (block, _) in [arrived.0.unwrap(), arrived.1.unwrap(), arrived.2.unwrap()] {
+        assert_eq!(block, wanted[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_the_peer_does_not_have_is_missing_at_once() {
+    let absent = blocks(3, 100);
+    let server = node(BlockSource::empty()).await;
+    let client = client_of(&[&server]).await;
+    let begun = Instant::now();
+    for session in [client.session(Vec::new()), client.session(vec![server.peer_id()])] {
+        for block in &absent {
+            let outcome = timeout(LONG, session.want(*block.cid())).await.unwrap();
+            assert_eq!(outcome.unwrap_err(), WantError::Missing(*block.cid()));
+        }
+    }
+    let nobody = client.session(vec![PeerId::random()]);
+    assert_eq!(nobody.want(*absent[0].cid()).await.unwrap_err(), WantError::Missing(*absent[0].cid()));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn what_one_peer_does_not_have_comes_from_the_other() {
+    let wanted = blocks(60, 20_000);
+    let first = node(Shelf::of(&wanted[..30]).source()).await;
+    let second = node(Shelf::of(&wanted[30..]).source()).await;
+    let client = client_of(&[&first, &second]).await;
+    let arrived = fetch(&client.session(vec![first.peer_id(), second.peer_id()]), &wanted).await;
+    for (block, from) in &arrived {
+        let holder = if wanted[..30].contains(block) { &first } else { &second };
+        assert_eq!(*from, holder.peer_id());
+    }
+    assert_same(arrived, &wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_goes_is_replaced_by_another() {
+    let wanted = blocks(200, 100_000);
+    let first = node(Shelf::of(&wanted).source()).await;
+    let second = node(Shelf::of(&wanted).source()).await;
+    let client = client_of(&[&first, &second]).await;
+    let session = client.session(vec![first.peer_id(), second.peer_id()]);
+    let wants: FuturesUnordered<_> = wanted.iter().map(|block| session.want(*block.cid())).collect();
+    let mut wants = wants.enumerate();
+    let mut arrived = Vec::new();
+    while let Some((count, outcome)) = timeout(LONG, wants.next()).await.unwrap() {
+        arrived.push(outcome.unwrap());
+        if count == 10 {
+            first.shutdown().await;
+        }
+    }
+    assert_same(arrived, &wanted);
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_not_waited_for() {
+    let [wanted] = blocks(1, 100).try_into().unwrap();
+    let client = node(BlockSource::empty()).await;
+    let silent = RawPeer::connect(&client).await;
+    let begun = Instant::now();
+    let session = client.session(vec![silent.peer]);
+    let outcome = timeout(LONG, session.want(*wanted.cid())).await.unwrap();
+    assert_eq!(outcome.unwrap_err(), WantError::Missing(*wanted.cid()));
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_peer_that_vanishes_with_the_only_copy_leaves_its_blocks_missing() {
+    let [wanted] = blocks(1, 100).try_into().unwrap();
+    let client = node(BlockSource::empty()).await;
+    let mut peer = RawPeer::connect(&client).await;
+    let want = tokio::spawn(client.session(vec![peer.peer]).want(*wanted.cid()));
+    let mut stream = peer.accept().await;
+    assert_eq!(receive(&mut stream).await.wants.len(), 1);
+    let begun = Instant::now();
+    drop((stream, peer));
+    let outcome = timeout(LONG, want).await.unwrap().unwrap();
+    assert_eq!(outcome.unwrap_err(), WantError::Missing(*wanted.cid()));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_dropped_future_cancels_its_want() {
+    let wanted = blocks(2, 100);
+    let client = node(BlockSource::empty()).await;
+    let mut peer = RawPeer::connect(&client).await;
+    let session = client.session(vec![peer.peer]);
+    let (dropped, closed) = (*wanted[0].cid(), *wanted[1].cid());
+    let want = tokio::spawn(session.want(dropped));
+    let mut stream = peer.accept().await;
+    let asked = receive(&mut stream).await.wants;
+    assert!(asked.iter().all(|want| want.cid == dropped && !want.cancel), "{asked:?}");
+    want.abort();
+    let taken_back = receive(&mut stream).await.wants;
+    assert!(taken_back.iter().all(|want| want.cid == dropped && want.cancel), "{taken_back:?}");
+
+    // The last want of a dropped session closes it.
+    let want = tokio::spawn(session.want(closed));
+    drop(session);
+    assert!(receive(&mut stream).await.wants.iter().all(|want| want.cid == closed && !want.cancel));
+    want.abort();
+    let taken_back = receive(&mut stream).await.wants;
+    assert!(taken_back.iter().all(|want| want.cid == closed && want.cancel), "{taken_back:?}");
+}
+
+#[tokio::test]
+async fn a_block_that_is_stored_later_goes_to_who_waits_for_it() {
+    let [block] = blocks(1, 5000).try_into().unwrap();
+    let shelf = Shelf::default();
+    let server = node(shelf.source()).await;
+    let mut peer = RawPeer::connect(&server).await;
+    let want = |send_dont_have| Message {
+        wants: vec![Want { cid: *block.cid(), priority: 1, kind: WantKind::Block, cancel: false, send_dont_have }],
+        ..Message::default()
+    };
+    peer.send_message(&want(true)).await;
+    let mut answers = peer.accept().await;
+    assert!(!receive(&mut answers).await.presences[0].have);
+
+    shelf.put(&block);
+    server.stored(vec![*block.cid()]).await.unwrap();
+    let answer = receive(&mut answers).await;
+    assert_eq!(answer.blocks, [block]);
+}
+
+/// Prints what one connection carries on this machine.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures, does not check"]
+async fn throughput() {
+    for size in [16 << 10, 256 << 10, 1 << 20] {
+        let wanted = blocks((512 << 20) / size, size);
+        let server = node(Shelf::of(&wanted).source()).await;
+        let client = client_of(&[&server]).await;
+        let session = client.session(vec![server.peer_id()]);
+        let begun = Instant::now();
+        let mut wants = futures::stream::iter(&wanted).map(|block| session.want(*block.cid())).buffer_unordered(1000);
+        while let Some(outcome) = wants.next().await {
+            outcome.unwrap();
+        }
+        let rate = 512.0 * 1.048_576 / begun.elapsed().as_secs_f64();
+        println!("blocks of {} KiB: {rate:.0} MB/s", size >> 10);
+    }
+}
