@@ -115,7 +115,7 @@ impl FileWalk {
             let opened = self.replace(index, cid, declared, block.bytes())?;
             self.open_inline(index..index + opened)?;
             // A node that occurs many times over would multiply here.
-            let is_leaf = opened == 1 && matches!(self.open[index].content, Content::Bytes(_));
+            let is_leaf = opened == 1 && matches!(self.open.get(index), Some(Part { content: Content::Bytes(_), .. }));
             if !is_leaf {
                 break;
             }

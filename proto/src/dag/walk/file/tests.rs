@@ -301,6 +301,13 @@ fn own_bytes_come_before_those_of_the_children() {
     assert_eq!(read_all(*root.cid(), &blocks), Ok(b"ownchild".to_vec()));
     let walk = FileWalk::new(*root.cid(), 2..5).unwrap();
     assert_eq!(read(walk, &blocks, 100, |_| 0), Ok(b"nch".to_vec()));
+    // type File, data "own", filesize 3, blocksizes [0], of which the range leaves only an empty identity child
+    let data = Bytes::from_static(b"\x08\x02\x12\x03own\x18\x03\x20\x00");
+    let empty = Cid::new_v1(RAW, Multihash::wrap(0, b"").expect("short"));
+    let link = Link { cid: empty, name: None, tsize: None };
+    let root = Block::v0(Node { links: vec![link], data: Some(data) }.encode().into()).unwrap();
+    let mut walk = FileWalk::new(*root.cid(), 3..9).unwrap();
+    assert_eq!((walk.feed(&root), walk.is_done()), (Ok(true), true));
 }
 
 #[test]
