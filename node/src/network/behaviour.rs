@@ -8,7 +8,7 @@
 //!
 //! Nothing here hashes or touches the store; `poll` does only bookkeeping.
 
-use super::handler::{Arrived, FromHandler, Handler, Lane, ToHandler};
+use super::handler::{Arrived, FromHandler, Handler, Lane, StreamError, ToHandler};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::multiaddr::Protocol;
@@ -61,6 +61,8 @@ struct Peer {
     /// Oldest first, never empty.
     connections: Vec<Connection>,
     traffic: Traffic,
+    /// When a message, or a part of one, last went either way.
+    active: Option<Instant>,
     /// It does not speak bitswap; the machines do not know it.
     unsupported: bool,
     /// Its misbehaviour, or silence, is in the log.
@@ -156,6 +158,13 @@ impl Behaviour {
         self.peers.iter().filter_map(|(id, peer)| Some((*id, &peer.connections.first()?.addr, peer.traffic)))
     }
 
+    /// Whether messages are going out, or went either way within the last `span`.
+    pub(super) fn is_active(&self, peer: &PeerId, span: Duration) -> bool {
+        let Some(peer) = self.peers.get(peer) else { return false };
+        let lately = peer.active.is_some_and(|active| active.elapsed() < span);
+        lately || !peer.connections.iter().all(Connection::is_drained)
+    }
+
     /// Asks and answers nothing new from now on, and says [`Event::Drained`] in the end.
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Draining;
@@ -218,7 +227,7 @@ impl Behaviour {
         unsent.push_back(Arc::clone(&message));
         if unsent.len() > MAX_UNSENT {
             let connection = CloseConnection::One(connection.id);
-            return self.events.push_back(ToSwarm::CloseConnection { peer_id: id, connection });
+            return self.cut(id, connection);
         }
         let handler = NotifyHandler::One(connection.id);
         self.events.push_back(ToSwarm::NotifyHandler { peer_id: id, handler, event: ToHandler::Send(lane, message) });
@@ -228,14 +237,24 @@ impl Behaviour {
         let now = Instant::now();
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.unsupported) else { return };
         peer.traffic.bytes_in += arrived.bytes as u64;
+        peer.active = Some(now);
         let message = arrived.message;
         self.client.received(id, message.blocks, &message.presences, &message.dropped, now);
         self.server.received(id, &message.wants, message.full);
     }
 
+    fn on_progress(&mut self, id: PeerId, bytes: usize) {
+        let now = Instant::now();
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.active = Some(now);
+        }
+        self.client.progress(id, bytes, now);
+    }
+
     fn on_sent(&mut self, id: PeerId, connection: ConnectionId, lane: Lane, bytes: usize) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.traffic.bytes_out += bytes as u64;
+        peer.active = Some(Instant::now());
         let connection = peer.connections.iter_mut().find(|c| c.id == connection);
         let message = connection.and_then(|connection| connection.unsent[lane as usize].pop_front());
         if let (Some(message), Lane::Blocks) = (message, lane) {
@@ -254,6 +273,20 @@ impl Behaviour {
         }
     }
 
+    fn on_broke(&mut self, peer: PeerId, connection: ConnectionId, error: &StreamError) {
+        if error.is_breach() && self.name(peer) {
+            tracing::warn!(%peer, error = error as &dyn std::error::Error, "peer breaks the protocol");
+        }
+        if error.is_stall() {
+            self.cut(peer, CloseConnection::One(connection));
+        }
+        self.client.stream_broke(peer, Instant::now());
+    }
+
+    fn cut(&mut self, peer: PeerId, connection: CloseConnection) {
+        self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
+    }
+
     fn on_client(&mut self, action: client::Action<PeerId>) {
         let event = match action {
             client::Action::Send { peer, message } => return self.send(peer, Lane::Wants, Arc::new(message)),
@@ -269,8 +302,7 @@ impl Behaviour {
                 if self.name(peer) {
                     tracing::warn!(%peer, "peer sends what nobody asked for, disconnecting");
                 }
-                let connection = CloseConnection::All;
-                return self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
+                return self.cut(peer, CloseConnection::All);
             }
         };
         self.events.push_back(ToSwarm::GenerateEvent(event));
@@ -346,20 +378,14 @@ impl NetworkBehaviour for Behaviour {
     fn on_connection_handler_event(&mut self, peer: PeerId, connection: ConnectionId, event: THandlerOutEvent<Self>) {
         match event {
             FromHandler::Arrived(arrived) => self.on_arrived(peer, arrived),
-            FromHandler::Progress { bytes } => self.client.progress(peer, bytes, Instant::now()),
+            FromHandler::Progress { bytes } => self.on_progress(peer, bytes),
             FromHandler::Sent { lane, bytes } => self.on_sent(peer, connection, lane, bytes),
             FromHandler::Failed(error) => {
                 tracing::debug!(%peer, %error, "cannot send, closing the connection");
-                let connection = CloseConnection::One(connection);
-                self.events.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
+                self.cut(peer, CloseConnection::One(connection));
             }
             FromHandler::Unsupported => self.on_unsupported(peer),
-            FromHandler::Misbehaved(misbehaviour) => {
-                if self.name(peer) {
-                    tracing::warn!(%peer, error = &misbehaviour as &dyn std::error::Error, "peer breaks the protocol");
-                }
-                self.client.stream_broke(peer, Instant::now());
-            }
+            FromHandler::Broke(error) => self.on_broke(peer, connection, &error),
         }
     }
 

@@ -81,17 +81,29 @@ pub(super) enum FromHandler {
     Failed(io::Error),
     /// The peer does not speak [`BITSWAP`].
     Unsupported,
-    /// The peer broke the protocol on one stream.
-    Misbehaved(Misbehaviour),
+    /// An inbound stream ended otherwise than between two messages.
+    Broke(StreamError),
 }
 
-/// What a peer did wrong.
+/// How an inbound stream ended before its time.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Misbehaviour {
+pub(super) enum StreamError {
     #[error("bad frame")]
     Frame(#[from] FrameError),
     #[error("bad message")]
     Message(#[from] MessageError),
+}
+
+impl StreamError {
+    /// The peer did what nobody may do, rather than that the line failed.
+    pub(super) fn is_breach(&self) -> bool {
+        !matches!(self, Self::Frame(FrameError::Cut(_) | FrameError::Slow(_)))
+    }
+
+    /// Nothing good will come over this connection any more.
+    pub(super) fn is_stall(&self) -> bool {
+        matches!(self, Self::Frame(FrameError::Slow(_)))
+    }
 }
 
 /// A decoded message. Holds its part of the connection's budget until it is dropped.
@@ -119,7 +131,7 @@ enum Outbound {
 
 /// The streams of one connection.
 pub(super) struct Handler {
-    inbound: SelectAll<BoxStream<'static, Result<Arrived, Misbehaviour>>>,
+    inbound: SelectAll<BoxStream<'static, Result<Arrived, StreamError>>>,
     intake: Arc<Intake>,
     reported: Instant,
     outbound: Outbound,
@@ -215,7 +227,7 @@ impl Handler {
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Option<FromHandler> {
         if let Poll::Ready(Some(arrived)) = self.inbound.poll_next_unpin(cx) {
             self.last_used = Instant::now();
-            return Some(arrived.map_or_else(FromHandler::Misbehaved, FromHandler::Arrived));
+            return Some(arrived.map_or_else(FromHandler::Broke, FromHandler::Arrived));
         }
         if self.reported.elapsed() < PROGRESS {
             return None;
@@ -288,7 +300,7 @@ impl ConnectionHandler for Handler {
 }
 
 /// The messages of an inbound stream, until it ends or breaks the protocol.
-fn messages(stream: Stream, intake: Arc<Intake>) -> BoxStream<'static, Result<Arrived, Misbehaviour>> {
+fn messages(stream: Stream, intake: Arc<Intake>) -> BoxStream<'static, Result<Arrived, StreamError>> {
     futures::stream::try_unfold((stream, intake), async |(mut stream, intake)| {
         let Some(frame) = frame::read(&mut stream, &intake).await? else {
             return Ok(None);

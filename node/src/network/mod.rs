@@ -11,10 +11,11 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `known` (addresses and redialling), `wants` (who waits for
+//! connection's streams), `known` and `dns` (addresses and redialling), `wants` (who waits for
 //! which block), `loads` (reads from the store).
 
 mod behaviour;
+mod dns;
 mod frame;
 mod handler;
 mod identity;
@@ -47,7 +48,7 @@ use tokio_util::task::TaskTracker;
 
 /// Commands that wait for the task; senders wait when there are more.
 const COMMANDS: usize = 64;
-/// How long a dial may take, handshakes included.
+/// How long a dial may take, handshakes included. A name in the address may take half as long before.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the node shows itself on the network.
@@ -55,7 +56,8 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Addresses to listen on; `/tcp/0` takes a free port. Empty: the node only dials.
     pub listen: Vec<Multiaddr>,
-    /// Established connections, both directions together.
+    /// Established connections, both directions together; peers that are kept come on top. Others may
+    /// use three quarters of them to dial us.
     pub max_connections: u32,
     /// Resident bytes of the whole process above which no new connection is made or taken.
     pub max_memory: usize,

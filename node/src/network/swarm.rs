@@ -41,7 +41,7 @@ const PROTOCOL_VERSION: &str = "ipfs/0.1.0";
 /// All that is spoken on a connection.
 #[derive(NetworkBehaviour)]
 pub(super) struct Protocols {
-    limits: connection_limits::Behaviour,
+    pub(super) limits: connection_limits::Behaviour,
     memory: memory_connection_limits::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -73,9 +73,11 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
 }
 
 fn protocols(config: &Config, keypair: &Keypair) -> Protocols {
+    // A quarter is left for our own dials, however many strangers come.
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING_INBOUND))
         .with_max_pending_outgoing(Some(MAX_PENDING_OUTBOUND))
+        .with_max_established_incoming(Some(config.max_connections / 4 * 3))
         .with_max_established_per_peer(Some(MAX_PER_PEER))
         .with_max_established(Some(config.max_connections));
     // Without the cache identify forgets what strangers say about addresses: we dial nobody for it.

@@ -1,7 +1,7 @@
 //! The one task that owns the swarm.
 //!
 //! It waits in one place, its `select!`, for whatever comes first: a swarm event, a command, a dropped
-//! want, a finished load, the time of a redial, the end. Answers go out by oneshot, which never waits.
+//! want, a finished load or lookup, the time of a redial, the end. Answers go out by oneshot, which never waits.
 
 use super::behaviour::Event;
 use super::known::Known;
@@ -9,25 +9,29 @@ use super::loads::{BlockSource, Loads};
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
-use super::{COMMANDS, NetworkError, PeerSummary};
+use super::{COMMANDS, NetworkError, PeerSummary, dns};
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, ping};
 use nipfs_proto::Cid;
 use nipfs_proto::bitswap::client::SessionId;
 use std::collections::HashMap;
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// How long the end may take.
 const DRAIN: Duration = Duration::from_secs(8);
+/// A connection that carried a message so lately is alive without an answer to a ping.
+const BUSY: Duration = Duration::from_secs(20);
 /// Bytes that are kept of what a peer calls itself.
 const MAX_AGENT: usize = 64;
 
@@ -62,6 +66,7 @@ pub(super) struct Task {
     wants: Wants,
     loads: Loads,
     known: Known,
+    lookups: JoinSet<(io::Result<Vec<Multiaddr>>, Dial)>,
     dials: HashMap<ConnectionId, Dial>,
     agents: HashMap<PeerId, String>,
 }
@@ -84,6 +89,7 @@ impl Task {
             wants: Wants::default(),
             loads: Loads::new(source),
             known: Known::default(),
+            lookups: JoinSet::new(),
             dials: HashMap::new(),
             agents: HashMap::new(),
         };
@@ -104,6 +110,7 @@ impl Task {
                     _ => batch.drain(..).for_each(|command| self.on_command(command)),
                 },
                 notes = self.dropped.take() => notes.into_iter().for_each(|note| self.on_dropped(note)),
+                Some(Ok((found, dial))) = self.lookups.join_next() => self.on_looked_up(found, dial),
                 (id, loaded) = self.loads.next() => self.swarm.behaviour_mut().bitswap.loaded(id, loaded),
                 event = self.swarm.select_next_some() => self.on_swarm(event),
                 () = sleep_until(redial.unwrap_or_else(Instant::now).into()), if redial.is_some() => self.redial(),
@@ -165,6 +172,9 @@ impl Task {
 
     fn connect(&mut self, peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>>) {
         self.known.add(peer, addr.clone(), keep, Instant::now());
+        if keep {
+            self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
+        }
         self.keep_if_wanted(peer);
         if self.swarm.is_connected(&peer) {
             self.known.connected(&peer, Instant::now());
@@ -176,22 +186,37 @@ impl Task {
             dial.replies.push(reply);
             return;
         }
-        self.dial(peer, vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
+        self.dial(vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
     }
 
     fn redial(&mut self) {
         for (peer, addrs) in self.known.due(Instant::now()) {
-            self.dial(peer, addrs, Dial { peer, addr: None, replies: Vec::new() });
+            self.dial(addrs, Dial { peer, addr: None, replies: Vec::new() });
         }
     }
 
-    fn dial(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, dial: Dial) {
+    fn dial(&mut self, addrs: Vec<Multiaddr>, dial: Dial) {
+        self.known.dialling(&dial.peer);
+        if addrs.iter().any(dns::is_name) {
+            self.lookups.spawn(async move { (dns::resolve(&addrs).await, dial) });
+        } else {
+            self.dial_resolved(addrs, dial);
+        }
+    }
+
+    fn on_looked_up(&mut self, found: io::Result<Vec<Multiaddr>>, dial: Dial) {
+        match found {
+            Ok(addrs) => self.dial_resolved(addrs, dial),
+            Err(error) => self.dial_failed(dial, error),
+        }
+    }
+
+    fn dial_resolved(&mut self, addrs: Vec<Multiaddr>, dial: Dial) {
         // A port of its own: two nodes that dial each other from their listening ports at the same
         // moment would meet in one TCP connection, both as its dialler.
         let options =
-            DialOpts::peer_id(peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
+            DialOpts::peer_id(dial.peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
         let id = options.connection_id();
-        self.known.dialling(&peer);
         match self.swarm.dial(options) {
             Ok(()) => {
                 self.dials.insert(id, dial);
@@ -200,7 +225,7 @@ impl Task {
         }
     }
 
-    fn dial_failed(&mut self, dial: Dial, error: DialError) {
+    fn dial_failed(&mut self, dial: Dial, error: impl Error + Send + Sync + 'static) {
         tracing::debug!(peer = %dial.peer, %error, "dial failed");
         if !self.swarm.is_connected(&dial.peer) {
             self.known.away(&dial.peer, Instant::now());
@@ -234,12 +259,13 @@ impl Task {
             {
                 self.agents.insert(peer_id, info.agent_version.chars().take(MAX_AGENT).collect());
             }
-            // A peer need not know ping; one that has stopped answering is gone.
+            // A peer need not know ping; one that has stopped answering is gone, unless the answer waits
+            // behind a transfer on a slow line.
             SwarmEvent::Behaviour(ProtocolsEvent::Ping(ping::Event {
                 peer,
                 connection,
                 result: Err(ping::Failure::Timeout),
-            })) => {
+            })) if !self.swarm.behaviour().bitswap.is_active(&peer, BUSY) => {
                 tracing::debug!(%peer, "no answer to a ping, closing the connection");
                 self.swarm.close_connection(connection);
             }
@@ -298,6 +324,7 @@ impl Task {
         self.commands.close();
         self.dropped.close();
         drop(std::mem::take(&mut self.wants));
+        self.lookups.shutdown().await;
         self.dials.clear();
         self.swarm.behaviour_mut().bitswap.stop();
         while let Ok(event) = timeout_at(deadline, self.swarm.select_next_some()).await {

@@ -28,6 +28,14 @@ async fn a_peer_says_what_it_is() {
 }
 
 #[tokio::test]
+async fn a_peer_can_be_named_by_its_host() {
+    let server = node(BlockSource::empty()).await;
+    let named = server.listeners().remove(0).to_string().replace("/ip4/127.0.0.1/", "/dns4/localhost/");
+    let client = node(BlockSource::empty()).await;
+    assert_eq!(client.connect(named.parse().unwrap()).await.unwrap(), server.peer_id());
+}
+
+#[tokio::test]
 async fn what_cannot_be_dialled_is_an_error() {
     let node = node(BlockSource::empty()).await;
     let stranger = PeerId::random();
@@ -41,6 +49,7 @@ async fn what_cannot_be_dialled_is_an_error() {
         format!("/ip4/127.0.0.1/tcp/{closed}/p2p/{stranger}"),
         format!("{other_id}/p2p/{stranger}"),
         format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{stranger}"),
+        format!("/dns4/nowhere.invalid/tcp/1/p2p/{stranger}"),
         format!("{}/p2p/{}", other_id, node.peer_id()),
     ] {
         let begun = Instant::now();
