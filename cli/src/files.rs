@@ -1,11 +1,19 @@
 //! Files that are whole or absent, whatever happens.
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How the names of drafts begin and end.
+const PREFIX: &str = ".nipfs-";
+const SUFFIX: &str = ".tmp";
+
+/// Names that are tried for a draft.
+const ATTEMPTS: usize = 100;
 
 /// A new file under a temporary name beside `target`; removed when dropped unfinished.
 #[derive(Debug)]
@@ -22,19 +30,24 @@ impl Draft {
     /// # Errors
     /// When the directory is missing or not writable.
     pub(crate) fn new(target: &Path) -> io::Result<Self> {
-        let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-        // A process makes one draft of a file at a time, and O_EXCL guards against all others.
-        let path = target.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        let open = || OpenOptions::new().write(true).create_new(true).mode(0o666).open(&path);
-        let file = match open() {
-            // Left behind by a process with our number that was killed.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                std::fs::remove_file(&path)?;
-                open()?
+        static DRAFTS: AtomicU64 = AtomicU64::new(0);
+        if target.file_name().is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        for _ in 0..ATTEMPTS {
+            let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+            let path = target.with_file_name(format!("{PREFIX}{}-{number}{SUFFIX}", std::process::id()));
+            let file = match OpenOptions::new().write(true).create_new(true).mode(0o666).open(&path) {
+                // Of a process with our number that was killed, or that runs in another container.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                opened => opened?,
+            };
+            // Fails when a sweeper was faster: then it removes the file.
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                return Ok(Self { file, path, target: target.to_owned(), done: false });
             }
-            opened => opened?,
-        };
-        Ok(Self { file, path, target: target.to_owned(), done: false })
+        }
+        Err(io::Error::other("too many unfinished files"))
     }
 
     /// Makes the file durable under its final name, in the place of what was there.
@@ -80,6 +93,30 @@ impl Drop for Draft {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Removes the drafts of processes that were killed. Those in work are locked and stay.
+///
+/// # Errors
+/// When the directory cannot be read; a missing one is clean.
+pub(crate) fn sweep(directory: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let draft = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX));
+        if draft
+            && entry.file_type()?.is_file()
+            && let Ok(file) = File::open(entry.path())
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Replaces a small file by `bytes`, durably. Nothing is written when it says the same already.
@@ -129,12 +166,20 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_a_killed_process_is_in_nobodys_way() {
+    fn leftovers_of_killed_processes_are_swept_and_drafts_in_work_stay() {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("x");
-        std::mem::forget(Draft::new(&target).unwrap());
-        write(&target, b"new").unwrap();
+        let leftover = directory.path().join(format!("{PREFIX}1-0{SUFFIX}"));
+        std::fs::write(&leftover, "half").unwrap();
+        std::fs::write(&target, "old").unwrap();
+        let mut draft = Draft::new(&target).unwrap();
+        draft.write_all(b"new").unwrap();
+        sweep(directory.path()).unwrap();
+        assert!(!leftover.exists());
+        draft.replace().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["x"]);
+        sweep(&directory.path().join("missing")).unwrap();
     }
 
     #[test]

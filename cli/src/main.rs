@@ -96,7 +96,8 @@ fn start_log(global: &Global, color: bool, serving: bool) {
     let level = match (global.quiet, global.verbose) {
         (0, 0) if serving => "warn,nipfs=info,nipfs_node=info",
         (0, 0) => "error",
-        (0, 1) => "warn,nipfs=info,nipfs_node=info",
+        // What jobs have to say, the printer says already.
+        (0, 1) => "warn,nipfs=info,nipfs_node=info,nipfs_node::jobs=warn",
         (0, 2) => "info,nipfs=debug,nipfs_node=debug",
         (0, _) => "debug,nipfs=trace,nipfs_node=trace",
         _ => "error",

@@ -49,6 +49,14 @@ pub(crate) fn retract(directory: &Path, target: &str) -> Result<(), Failure> {
     }
 }
 
+/// Removes what killed processes left unfinished.
+///
+/// # Errors
+/// Class `Failed`, naming the directory.
+pub(crate) fn sweep(directory: &Path) -> Result<(), Failure> {
+    files::sweep(directory).map_err(|error| unwritable(directory, &error))
+}
+
 /// Replaces a file, durably.
 ///
 /// # Errors

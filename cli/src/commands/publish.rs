@@ -11,7 +11,7 @@ mod input;
 mod record;
 mod stage;
 
-use super::{App, key, nix_state};
+use super::{App, cache, key, nix_state};
 use crate::args;
 use crate::config::Settings;
 use crate::outcome::{Stop, Tally};
@@ -47,6 +47,7 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
     let keys = if args.unsigned { Vec::new() } else { key::signing_keys(&app.settings)? };
     let profile = profile(&app.settings)?;
     let cache = app.settings.cache.value.clone();
+    cache::sweep(&cache)?;
     let mut publisher = Publisher { app, keys, profile, cache, client: None, tally: Tally::default() };
     let mut inputs = Vec::new();
     for path in all_paths(&args)? {
@@ -88,7 +89,7 @@ fn all_paths(args: &args::Publish) -> Result<Vec<PathBuf>, Failure> {
         for line in std::io::stdin().lock().lines() {
             let line =
                 line.map_err(|error| Failure::new(Class::Usage, "cannot read: standard input").because(&error))?;
-            paths.extend(line.split_whitespace().map(PathBuf::from));
+            paths.extend(Some(line.trim_end_matches('\r')).filter(|line| !line.is_empty()).map(PathBuf::from));
         }
     }
     Ok(paths)

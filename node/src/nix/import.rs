@@ -82,17 +82,7 @@ pub async fn import(narinfos: &[NarInfo], nars: Nars, options: &ImportOptions) -
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(ImportError::Serve)?;
     let address = listener.local_addr().map_err(ImportError::Serve)?;
     let secret = format!("{:032x}", rand::random::<u128>());
-    let cache = Arc::new(Loopback {
-        narinfos: narinfos.iter().map(|narinfo| (narinfo.store_path().hash_part(), narinfo.clone())).collect(),
-        sizes: narinfos.iter().map(|narinfo| (narinfo.nar_hash(), narinfo.nar_size())).collect(),
-        nars,
-    });
-    let router = Router::new()
-        .route("/nix-cache-info", get(|| async { CacheInfo { want_mass_query: true, priority: None }.to_text() }))
-        .route("/{file}", get(narinfo))
-        .route("/nar/{file}", get(nar))
-        .with_state(cache);
-    let router = Router::new().nest(&format!("/{secret}"), router);
+    let router = Router::new().nest(&format!("/{secret}"), router(narinfos, nars));
     // Ends with this function, however that ends.
     let mut serving = JoinSet::new();
     serving.spawn(async move { axum::serve(listener, router).await });
@@ -138,6 +128,19 @@ async fn copy(url: &str, part: &[NarInfo], options: &ImportOptions, scratch: &Pa
     // 2.8: "lacks a valid signature", later: "lacks a signature by a trusted key".
     let untrusted = says.contains("lacks a valid signature") || says.contains("lacks a signature by a trusted key");
     Err(if untrusted { ImportError::Signature(says) } else { ImportError::Failed { status, says } })
+}
+
+fn router(narinfos: &[NarInfo], nars: Nars) -> Router {
+    let cache = Arc::new(Loopback {
+        narinfos: narinfos.iter().map(|narinfo| (narinfo.store_path().hash_part(), narinfo.clone())).collect(),
+        sizes: narinfos.iter().map(|narinfo| (narinfo.nar_hash(), narinfo.nar_size())).collect(),
+        nars,
+    });
+    Router::new()
+        .route("/nix-cache-info", get(|| async { CacheInfo::OURS.to_text() }))
+        .route("/{file}", get(narinfo))
+        .route("/nar/{file}", get(nar))
+        .with_state(cache)
 }
 
 /// What the cache holds.
@@ -195,5 +198,68 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nipfs_proto::nix::narinfo::PathInfo;
+    use nipfs_proto::nix::store_path::StorePath;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
+
+    fn ours(digit: &str, nar: &[u8]) -> NarInfo {
+        let path = StorePath::from_base_name(&format!("{}-x", digit.repeat(32))).unwrap();
+        let (nar_hash, nar_size) = (NarHash::of(nar), nar.len() as u64);
+        let (references, signatures) = (Vec::new(), Vec::new());
+        NarInfo::new(&PathInfo { path, nar_hash, nar_size, references, deriver: None, signatures, ca: None }).unwrap()
+    }
+
+    /// Serves a NAR of two pieces, and one that cannot be had. Answers one request.
+    async fn ask(method: &str, path: &str) -> String {
+        let narinfos = [ours("0", b"firstrest"), ours("1", b"gone")];
+        let nars: Nars = Arc::new(|hash| {
+            let (pieces, waiting) = mpsc::channel(2);
+            if hash == NarHash::of(b"firstrest") {
+                pieces.try_send(Ok(Bytes::from_static(b"first"))).unwrap();
+                pieces.try_send(Ok(Bytes::from_static(b"rest"))).unwrap();
+            } else {
+                pieces.try_send(Err(io::ErrorKind::NotFound.into())).unwrap();
+            }
+            waiting
+        });
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { axum::serve(listener, router(&narinfos, nars)).await });
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn nix_finds_what_it_needs() {
+        assert!(ask("GET", "/nix-cache-info").await.contains("StoreDir: /nix/store"));
+        let narinfo = ours("0", b"firstrest");
+        let found = ask("GET", &format!("/{}.narinfo", narinfo.store_path().hash_part())).await;
+        assert!(found.ends_with(narinfo.text()), "{found}");
+        let nar = ask("GET", &format!("/{}", narinfo.url())).await;
+        assert!(nar.contains("content-length: 9\r\n") && nar.ends_with("\r\n\r\nfirstrest"), "{nar}");
+        let head = ask("HEAD", &format!("/{}", narinfo.url())).await;
+        assert!(head.contains("content-length: 9\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_is_not_there() {
+        let gone = format!("/{}", ours("1", b"gone").url());
+        let stranger = format!("/{}", ours("2", b"stranger").url());
+        let narinfo = format!("/{}.narinfo", "3".repeat(32));
+        for path in [&gone, &stranger, &narinfo, "/nar/x.nar", "/x"] {
+            let answer = ask("GET", path).await;
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+        }
     }
 }

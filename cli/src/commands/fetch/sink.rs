@@ -2,7 +2,7 @@
 
 use super::nix::Import;
 use crate::args;
-use crate::files::Draft;
+use crate::files::{self, Draft};
 use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_node::nix::unpack::{Unpack, UnpackError, clean_leftovers};
 use nipfs_proto::nix::narinfo::PathInfo;
@@ -48,6 +48,8 @@ impl Sink {
                 return Err(Failure::new(Class::Usage, text).hint("use --out DIR"));
             }
             refuse_existing(&file)?;
+            let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+            files::sweep(directory.unwrap_or_else(|| Path::new("."))).map_err(|error| writing(&file, &error))?;
             return Ok(Prepared { sink: Self::File(file, None), skip: Vec::new(), valid: Vec::new() });
         }
         let import = Import::new(args.store);

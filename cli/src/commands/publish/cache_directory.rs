@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 /// Publishes all that is in `directory`, dependencies first.
 pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> Result<(), Stop> {
+    cache::sweep(directory)?;
     let mut references = BTreeMap::new();
     for file in cache::narinfos(directory)? {
         match cache::read_narinfo(&file) {
