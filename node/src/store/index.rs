@@ -7,6 +7,7 @@
 use super::apply::Writer;
 use super::log::Change;
 use super::ops::{CidPin, NarRecord, PathRecord, Row};
+use super::record::{Content, Header};
 use super::{Location, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
@@ -66,7 +67,17 @@ pub(super) struct BlockRow {
     pub(super) location: Location,
     /// Bytes of the block.
     pub(super) size: u32,
+    /// See [`Content::leaf`].
+    pub(super) leaf: bool,
     pub(super) public: bool,
+}
+
+impl BlockRow {
+    /// The row of the block whose record in `segment` starts with `header`; nothing is public from the start.
+    pub(super) fn of(segment: u32, header: &Header) -> Self {
+        let Content { plain, leaf, .. } = header.content;
+        Self { location: header.location(segment), size: plain, leaf, public: false }
+    }
 }
 
 /// What changes of rows go on from.
@@ -223,11 +234,13 @@ impl Row for State {
 const IN_PACK: u8 = 0;
 const ZSTD: u8 = 1;
 const PUBLIC: u8 = 2;
+const LEAF: u8 = 4;
 
 impl Row for BlockRow {
     fn to_row(&self) -> Vec<u8> {
         let Location::Pack { segment, offset, stored, zstd } = self.location;
-        let flags = if zstd { ZSTD } else { 0 } | if self.public { PUBLIC } else { 0 };
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(zstd, ZSTD) | flag(self.public, PUBLIC) | flag(self.leaf, LEAF);
         let mut row = vec![IN_PACK, flags];
         for number in [segment, offset, stored, self.size] {
             row.extend_from_slice(&number.to_le_bytes());
@@ -241,6 +254,6 @@ impl Row for BlockRow {
         let &[segment, offset, stored, size] = numbers else { return None };
         let [segment, offset, stored, size] = [segment, offset, stored, size].map(u32::from_le_bytes);
         let location = Location::Pack { segment, offset, stored, zstd: flags & ZSTD != 0 };
-        Some(Self { location, size, public: flags & PUBLIC != 0 })
+        Some(Self { location, size, leaf: flags & LEAF != 0, public: flags & PUBLIC != 0 })
     }
 }

@@ -8,7 +8,7 @@
 use super::disk;
 use super::index::{BlockRow, Index, Position};
 use super::ops::Batch;
-use super::record::{ALIGN, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
+use super::record::{ALIGN, Content, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
 use super::segments::{Segment, Segments};
 use super::{StoreError, lock};
 use nipfs_proto::block::Digest;
@@ -123,26 +123,20 @@ impl Log {
     }
 
     /// Appends a block that is not there, or moves one.
-    pub(super) fn append_block(
-        &self,
-        tail: &mut Tail,
-        digest: Digest,
-        size: u32,
-        zstd: bool,
-        payload: &[u8],
-    ) -> Result<BlockRow, StoreError> {
-        let header = self.append(tail, Kind::Block, zstd, digest, size, payload)?;
-        let row = BlockRow { location: header.location(tail.segment.number), size, public: false };
-        lock(&self.overlay).insert(digest, (tail.sequence, Some(row)));
-        self.remember(tail, What::Block(digest, row));
-        Ok(row)
+    pub(super) fn append_block(&self, tail: &mut Tail, content: Content, payload: &[u8]) -> Result<(), StoreError> {
+        let header = self.append(tail, content, payload)?;
+        let row = BlockRow::of(tail.segment.number, &header);
+        lock(&self.overlay).insert(content.digest, (tail.sequence, Some(row)));
+        self.remember(tail, What::Block(content.digest, row));
+        Ok(())
     }
 
     /// Appends changes that happen together. The blocks they delete are gone for readers at once.
     pub(super) fn append_batch(&self, tail: &mut Tail, batch: Batch) -> Result<(), StoreError> {
         let payload = batch.encode()?;
-        let size = u32::try_from(payload.len()).map_err(|_| StoreError::CommitTooLarge(payload.len()))?;
-        self.append(tail, Kind::Batch, false, Digest([0; 32]), size, &payload)?;
+        let plain = u32::try_from(payload.len()).map_err(|_| StoreError::CommitTooLarge(payload.len()))?;
+        let content = Content { kind: Kind::Batch, zstd: false, leaf: false, plain, digest: Digest([0; 32]) };
+        self.append(tail, content, &payload)?;
         let mut overlay = lock(&self.overlay);
         for gone in &batch.gone {
             overlay.insert(gone.digest, (tail.sequence, None));
@@ -231,15 +225,7 @@ impl Log {
         tail.pending.push((tail.sequence, Change { end, what }));
     }
 
-    fn append(
-        &self,
-        tail: &mut Tail,
-        kind: Kind,
-        zstd: bool,
-        digest: Digest,
-        plain: u32,
-        payload: &[u8],
-    ) -> Result<Header, StoreError> {
+    fn append(&self, tail: &mut Tail, content: Content, payload: &[u8]) -> Result<Header, StoreError> {
         if self.has_failed() {
             return Err(StoreError::ReadOnly);
         }
@@ -250,13 +236,10 @@ impl Log {
         }
         let place = |offset: u64| u32::try_from(offset).map_err(|_| StoreError::CommitTooLarge(payload.len()));
         let header = Header {
-            kind,
-            zstd,
+            content,
             offset: place(tail.end)?,
             durable: place(tail.durable)?,
             stored: place(payload.len() as u64)?,
-            plain,
-            digest,
             payload_crc: crc32c::crc32c(payload),
         };
         tail.buffer.clear();

@@ -52,8 +52,10 @@ use lease::Leases;
 use log::Log;
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest, MAX_BLOCK};
+use nipfs_proto::dag::codec::Node;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
+use record::{Content, Kind};
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
@@ -265,17 +267,20 @@ impl Store {
     }
 
     /// Appends a block unless it is there by now; `packed` is its zstd frame, if that is to be stored.
-    fn append(&self, digest: Digest, bytes: &[u8], packed: Option<&[u8]>) -> Result<bool, StoreError> {
+    fn append(&self, digest: Digest, bytes: &Bytes, packed: Option<&[u8]>) -> Result<bool, StoreError> {
         let log = &self.0.log;
         log.relieve()?;
         let payload = packed.unwrap_or(bytes);
+        let plain = u32::try_from(bytes.len()).map_err(|_| StoreError::CommitTooLarge(bytes.len()))?;
+        // Whatever codec it comes with, the same bytes may be linked as dag-pb later.
+        let leaf = Node::decode(bytes).is_ok_and(|node| node.links.is_empty());
+        let content = Content { kind: Kind::Block, zstd: packed.is_some(), leaf, plain, digest };
         log.check_space(payload.len() as u64)?;
         let mut tail = log.tail();
         if self.has(&digest)? {
             return Ok(false);
         }
-        let size = u32::try_from(bytes.len()).map_err(|_| StoreError::CommitTooLarge(bytes.len()))?;
-        log.append_block(&mut tail, digest, size, packed.is_some(), payload)?;
+        log.append_block(&mut tail, content, payload)?;
         drop(tail);
         lock(&self.0.damaged).remove(&digest);
         Ok(true)

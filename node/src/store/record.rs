@@ -15,6 +15,8 @@
 //!
 //! GC erases whole records, many at once where they lie side by side. A scan takes zeros between two records for
 //! such a hole. A payload is never all zeros, so that a hole that lacks its first bytes is known as one, too.
+//!
+//! `flags`: 1, the payload is one zstd frame; 2, the bytes of the block, read as dag-pb, are a node without links.
 
 use super::Location;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
@@ -33,6 +35,7 @@ const VERSION: u32 = 1;
 const SEGMENT_MAGIC: &[u8; 8] = b"nipfspak";
 const RECORD_MAGIC: &[u8; 4] = b"nREC";
 const FLAG_ZSTD: u8 = 1;
+const FLAG_LEAF: u8 = 2;
 
 /// Random bytes of one store that every header checksum starts with.
 pub(super) type Salt = [u8; 16];
@@ -46,22 +49,30 @@ pub(super) enum Kind {
     Batch,
 }
 
-/// A record's header.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+/// What a header says about its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Content {
     pub(super) kind: Kind,
     /// The payload is one zstd frame.
     pub(super) zstd: bool,
+    /// The plain bytes, read as dag-pb, are a node without links, so that a walk need not read them.
+    pub(super) leaf: bool,
+    /// Bytes of the payload after decompression.
+    pub(super) plain: u32,
+    /// Digest of the plain bytes.
+    pub(super) digest: Digest,
+}
+
+/// A record's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) content: Content,
     /// Byte offset of this record in its segment.
     pub(super) offset: u32,
     /// The segment was known to be durable up to here when this record was written.
     pub(super) durable: u32,
     /// Bytes of the payload.
     pub(super) stored: u32,
-    /// Bytes of the payload after decompression.
-    pub(super) plain: u32,
-    /// Digest of the plain bytes.
-    pub(super) digest: Digest,
     pub(super) payload_crc: u32,
 }
 
@@ -69,16 +80,17 @@ impl Header {
     pub(super) fn encode(&self, salt: &Salt) -> [u8; RECORD_HEADER] {
         let mut out = [0; RECORD_HEADER];
         out[..4].copy_from_slice(RECORD_MAGIC);
-        out[4] = match self.kind {
+        let Content { kind, zstd, leaf, plain, digest } = self.content;
+        out[4] = match kind {
             Kind::Block => 1,
             Kind::Batch => 2,
         };
-        out[5] = if self.zstd { FLAG_ZSTD } else { 0 };
+        out[5] = if zstd { FLAG_ZSTD } else { 0 } | if leaf { FLAG_LEAF } else { 0 };
         out[8..12].copy_from_slice(&self.offset.to_le_bytes());
         out[12..16].copy_from_slice(&self.durable.to_le_bytes());
         out[16..20].copy_from_slice(&self.stored.to_le_bytes());
-        out[20..24].copy_from_slice(&self.plain.to_le_bytes());
-        out[24..56].copy_from_slice(&self.digest.0);
+        out[20..24].copy_from_slice(&plain.to_le_bytes());
+        out[24..56].copy_from_slice(&digest.0);
         out[56..60].copy_from_slice(&self.payload_crc.to_le_bytes());
         let crc = salted_crc(salt, &out[..60]);
         out[60..].copy_from_slice(&crc.to_le_bytes());
@@ -95,25 +107,29 @@ impl Header {
             2 => (Kind::Batch, MAX_BATCH),
             _ => return None,
         };
-        let header = Self {
+        let content = Content {
             kind,
             zstd: bytes[5] & FLAG_ZSTD != 0,
+            leaf: bytes[5] & FLAG_LEAF != 0,
+            plain: word(bytes, 20),
+            digest: Digest(bytes[24..56].try_into().ok()?),
+        };
+        let header = Self {
+            content,
             offset: word(bytes, 8),
             durable: word(bytes, 12),
             stored: word(bytes, 16),
-            plain: word(bytes, 20),
-            digest: Digest(bytes[24..56].try_into().ok()?),
             payload_crc: word(bytes, 56),
         };
         // A frame around bytes that do not compress is a little longer than they are.
         let limit = u32::try_from(limit).ok()?;
-        let fits = header.plain <= limit && header.stored <= limit + 1024;
+        let fits = content.plain <= limit && header.stored <= limit + 1024;
         (fits && u64::from(header.offset) == offset).then_some(header)
     }
 
     /// Where the record lies, if it is in this segment.
     pub(super) fn location(&self, segment: u32) -> Location {
-        Location::Pack { segment, offset: self.offset, stored: self.stored, zstd: self.zstd }
+        Location::Pack { segment, offset: self.offset, stored: self.stored, zstd: self.content.zstd }
     }
 
     /// Offset of the payload in the segment.
@@ -166,14 +182,17 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        let digest = Digest::of(b"x");
-        Header { kind: Kind::Block, zstd: true, offset: 128, durable: 64, stored: 9, plain: 20, digest, payload_crc: 7 }
+        let content = Content { kind: Kind::Block, zstd: true, leaf: true, plain: 20, digest: Digest::of(b"x") };
+        Header { content, offset: 128, durable: 64, stored: 9, payload_crc: 7 }
     }
 
     #[test]
     fn a_header_survives_the_round_trip_and_ends_aligned() {
         let salt = [3; 16];
-        assert_eq!(Header::decode(&header().encode(&salt), 128, &salt), Some(header()));
+        for (zstd, leaf) in [(false, false), (false, true), (true, false), (true, true)] {
+            let header = Header { content: Content { zstd, leaf, ..header().content }, ..header() };
+            assert_eq!(Header::decode(&header.encode(&salt), 128, &salt), Some(header));
+        }
         assert_eq!(header().end(), 208);
     }
 

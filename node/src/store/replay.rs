@@ -142,7 +142,7 @@ pub(super) fn erase_again(segments: &Segments, gone: &[Gone]) -> Result<(), Stor
     for Gone { digest, segment: number, offset } in gone {
         let Some(segment) = segments.open(*number)? else { continue };
         let header = segment.header(u64::from(*offset), &segments.salt)?;
-        let header = header.filter(|header| header.kind == Kind::Block && header.digest == *digest);
+        let header = header.filter(|header| header.content.kind == Kind::Block && header.content.digest == *digest);
         records.extend(header.map(|header| (*number, u64::from(*offset)..header.end())));
     }
     segments.erase(records)
@@ -170,13 +170,13 @@ enum Found {
 fn read_record(segment: &Segment, header: &Header) -> Result<Found, StoreError> {
     let Some(payload) = segment.read(header.payload(), header.stored as usize)? else { return Ok(Found::Bad) };
     if crc32c::crc32c(&payload) != header.payload_crc {
-        let erased = header.kind == Kind::Block && payload.iter().all(|byte| *byte == 0);
+        let erased = header.content.kind == Kind::Block && payload.iter().all(|byte| *byte == 0);
         return Ok(if erased { Found::Erased } else { Found::Bad });
     }
-    Ok(match header.kind {
+    Ok(match header.content.kind {
         Kind::Block => {
-            let row = BlockRow { location: header.location(segment.number), size: header.plain, public: false };
-            Found::Record(Box::new(What::Block(header.digest, row)))
+            let row = BlockRow::of(segment.number, header);
+            Found::Record(Box::new(What::Block(header.content.digest, row)))
         }
         Kind::Batch => Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))),
     })

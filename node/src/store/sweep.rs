@@ -133,7 +133,9 @@ impl Store {
         let mut dead = Vec::new();
         self.for_each_record(segment, |header| {
             let here = header.location(segment.number);
-            if header.kind == Kind::Block && self.0.log.lookup(&header.digest)?.is_none_or(|row| row.location != here) {
+            if header.content.kind == Kind::Block
+                && self.0.log.lookup(&header.content.digest)?.is_none_or(|row| row.location != here)
+            {
                 dead.push(here.record());
             }
             Ok(true)
@@ -164,8 +166,9 @@ impl Store {
         let Some(segment) = log.segments.open(number)? else { return Ok(true) };
         let moved = self.for_each_record(&segment, |header| {
             let here = header.location(number);
-            let is_live = || Ok::<_, StoreError>(log.lookup(&header.digest)?.is_some_and(|row| row.location == here));
-            if header.kind != Kind::Block || !is_live()? {
+            let is_live =
+                || Ok::<_, StoreError>(log.lookup(&header.content.digest)?.is_some_and(|row| row.location == here));
+            if header.content.kind != Kind::Block || !is_live()? {
                 return Ok(true);
             }
             let payload = segment.read(header.payload(), header.stored as usize)?;
@@ -180,7 +183,7 @@ impl Store {
             }
             let mut tail = log.tail();
             if is_live()? {
-                log.append_block(&mut tail, header.digest, header.plain, header.zstd, &payload)?;
+                log.append_block(&mut tail, header.content, &payload)?;
             }
             Ok(true)
         })?;
@@ -227,7 +230,7 @@ impl Store {
         for number in doomed {
             let Some(segment) = segments.open(*number)? else { continue };
             self.for_each_record(&segment, |header| {
-                if header.kind == Kind::Batch {
+                if header.content.kind == Kind::Batch {
                     let payload = segment.read(header.payload(), header.stored as usize)?;
                     let batch = payload.and_then(|payload| Batch::decode(&payload)).unwrap_or_default();
                     erase_again(segments, &batch.gone)?;

@@ -1,7 +1,7 @@
 //! Verification: is everything that should be here, here, and what it says it is?
 
 use super::index::{BlockRow, MAX_ROWS};
-use super::record::Kind;
+use super::record::{Header, Kind};
 use super::{Location, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
@@ -76,7 +76,8 @@ impl Store {
         let Some(segment) = segments.open(segment)? else { return Ok(false) };
         let header = segment.header(u64::from(offset), &segments.salt)?;
         let whole = header.as_ref().is_some_and(|header| segment.len().is_ok_and(|len| header.end() <= len));
-        Ok(whole && header.is_some_and(|h| h.kind == Kind::Block && h.digest == *digest && h.stored == stored))
+        let fits = |h: Header| h.content.kind == Kind::Block && h.content.digest == *digest && h.stored == stored;
+        Ok(whole && header.is_some_and(fits))
     }
 
     /// Roots that are on record and should be complete, but are not.

@@ -13,7 +13,8 @@ const MAX_AHEAD: usize = 1 << 18;
 
 impl Store {
     /// Visits every stored block of the DAG under `root` that is not in `seen`, once, and adds it there. `visit` is
-    /// given the block's row, `None` when it is missing; it decides whether that is an error. Leaves are not read.
+    /// given the block's row, `None` when it is missing; it decides whether that is an error. Leaves are not read:
+    /// raw blocks, and those that were found to have no links when they were put.
     pub(super) fn walk(
         &self,
         root: &Cid,
@@ -25,16 +26,20 @@ impl Store {
         let mut ahead = vec![*root];
         while let Some(cid) = ahead.pop() {
             let digest = Digest::of_cid(&cid).map_err(|error| unreadable(cid, error.into()))?;
-            let mut here = true;
-            if let Some(digest) = digest
-                && seen.insert(&digest)
-            {
+            let mut ends = cid.codec() != DAG_PB;
+            if let Some(digest) = digest {
+                let fresh = seen.insert(&digest);
+                ends = ends || !seen.insert_node(&digest);
+                if !fresh && ends {
+                    continue;
+                }
                 let row = self.0.log.lookup(&digest)?;
-                here = row.is_some();
-                visit(&cid, &digest, row)?;
+                ends |= row.is_none_or(|row| row.leaf);
+                if fresh {
+                    visit(&cid, &digest, row)?;
+                }
             }
-            let fresh = digest.is_none_or(|digest| seen.insert_node(&digest));
-            if cid.codec() != DAG_PB || !here || !fresh {
+            if ends {
                 continue;
             }
             let block = match self.block(&cid) {

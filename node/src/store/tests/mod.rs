@@ -4,6 +4,8 @@ mod bench;
 mod crash;
 pub(super) mod faults;
 mod gc;
+mod leaves;
+mod publish_bench;
 mod records;
 mod recovery;
 mod space;
