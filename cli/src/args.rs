@@ -275,6 +275,9 @@ pub(crate) struct Gc {
     /// Also unpin, oldest first, until the store holds at most N bytes (K, M, G, T: powers of 1024)
     #[arg(long, value_name = "N", value_parser = crate::size::parse)]
     pub(crate) max_size: Option<u64>,
+    /// Unpin only what this peer proved to hold; its narinfo stays and its NAR is answered out of the mirror
+    #[arg(long, value_name = "MULTIADDR", requires = "max_size")]
+    pub(crate) require_mirror: Option<String>,
 }
 
 /// `nipfs verify`

@@ -4,7 +4,7 @@ use super::{App, cache, out_of_turn};
 use crate::args;
 use crate::outcome::Stop;
 use crate::size;
-use nipfs_node::control::protocol::{Class, Done, Request};
+use nipfs_node::control::protocol::{Class, Done, Failure, Request};
 use serde::Serialize;
 use std::fmt;
 
@@ -32,10 +32,12 @@ impl fmt::Display for Freed {
 
 /// Frees what no pin reaches.
 pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
-    let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror: None };
+    let require_mirror = args.require_mirror.clone();
+    let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror };
     match app.ask(request).await? {
         Done::Gc { freed_bytes, dropped_paths, kept_paths, kept_because } => {
-            if !args.dry_run {
+            // What a mirror holds for us is still published here.
+            if !args.dry_run && args.require_mirror.is_none() {
                 let retract = |path: &String| cache::retract(&app.settings.cache.value, path);
                 dropped_paths.iter().try_for_each(retract)?;
             }
@@ -77,5 +79,10 @@ pub(crate) async fn verify(app: &App<'_>, args: &args::Verify) -> Result<(), Sto
     };
     let whole = broken_paths.is_empty() && damaged.iter().all(|cid| repaired.contains(cid));
     app.printer.item(&Verified { blocks, damaged, repaired, broken_paths })?;
-    if whole { Ok(()) } else { Err(Stop::Items(Class::Damaged)) }
+    if whole {
+        return Ok(());
+    }
+    let state = app.settings.state.value.display();
+    let failure = Failure::new(Class::Damaged, format!("store is damaged: {state}"));
+    Err(failure.hint("run: nipfs verify --deep --repair --peer MULTIADDR of a node that holds the same paths").into())
 }

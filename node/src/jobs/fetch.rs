@@ -102,7 +102,7 @@ async fn one(
         path,
         root: obtained.root.map(|root| root.to_string()),
         nar_hash: narinfo.nar_hash().to_string(),
-        source: obtained.source().to_owned(),
+        source: obtained.source.to_owned(),
         bytes: obtained.bytes,
     })
 }

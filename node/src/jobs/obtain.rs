@@ -38,18 +38,22 @@ pub struct Places {
 pub struct Obtained {
     /// Root of its DAG, when it came as blocks or was imported.
     pub root: Option<Cid>,
-    /// Where its bytes came from.
+    /// Where its bytes came from; those of a source that lied are counted too.
     pub bytes: SourceBytes,
+    /// The source that delivered most of what matched: `local`, `bitswap`, `gateway` or `http`.
+    pub source: &'static str,
 }
 
-impl Obtained {
-    /// The source that delivered most.
-    #[must_use]
-    pub fn source(&self) -> &'static str {
-        let SourceBytes { local, bitswap, gateway, http } = self.bytes;
-        let most = [(local, "local"), (http, "http"), (gateway, "gateway"), (bitswap, "bitswap")];
-        most.into_iter().max_by_key(|(bytes, _)| *bytes).map_or("local", |(_, name)| name)
-    }
+fn obtained(root: Cid, counters: &Counters) -> Obtained {
+    let bytes = counters.snapshot();
+    Obtained { root: Some(root), bytes, source: most(bytes) }
+}
+
+/// The source that delivered most.
+fn most(bytes: SourceBytes) -> &'static str {
+    let SourceBytes { local, bitswap, gateway, http } = bytes;
+    let sources = [(local, "local"), (http, "http"), (gateway, "gateway"), (bitswap, "bitswap")];
+    sources.into_iter().max_by_key(|(bytes, _)| *bytes).map_or("local", |(_, name)| name)
 }
 
 /// One path's way through its sources.
@@ -103,11 +107,11 @@ impl Obtain<'_> {
             match self.by_blocks(root, &counters).await? {
                 Ended::Whole => {
                     self.commit_blocks(root)?;
-                    return Ok(Obtained { root: Some(root), bytes: counters.snapshot() });
+                    return Ok(obtained(root, &counters));
                 }
                 Ended::Dry(progress) if self.data && self.places.upstream.is_some() => {
                     self.rest_over_http(progress, &counters).await?;
-                    return Ok(Obtained { root: Some(root), bytes: counters.snapshot() });
+                    return Ok(obtained(root, &counters));
                 }
                 Ended::Dry(progress) if progress.done > 0 => self.events.restart().await?,
                 Ended::Dry(_) => {}
@@ -119,7 +123,7 @@ impl Obtain<'_> {
             }
         }
         match self.over_http(&counters).await {
-            Ok(root) => Ok(Obtained { root: Some(root), bytes: counters.snapshot() }),
+            Ok(root) => Ok(Obtained { root: Some(root), bytes: counters.snapshot(), source: "http" }),
             Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
             Err(failure) => Err(failure),
         }
@@ -179,7 +183,7 @@ impl Obtain<'_> {
             path: self.path(),
             done: progress.done,
             total: self.narinfo().nar_size(),
-            source: Obtained { root: None, bytes: counters.snapshot() }.source().to_owned(),
+            source: most(counters.snapshot()).to_owned(),
         });
         Ok(())
     }

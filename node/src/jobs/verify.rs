@@ -10,10 +10,11 @@ use crate::control::protocol::{Class, Done, Failure, Report};
 use crate::dag::read::{Counters, Sources, block as block_of, read};
 use futures::{StreamExt, pin_mut};
 use nipfs_proto::Cid;
+use nipfs_proto::block::Digest;
 use nipfs_proto::dag::walk::{Visit, WalkError};
 use nipfs_proto::nix::NarHash;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Runs the job. Damage is a result, not an error: the caller looks at the lists.
@@ -24,7 +25,8 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
     let store = node.store().clone();
     let checked = tokio::task::spawn_blocking(move || store.verify(deep, repair)).await;
     let checked = checked.map_err(|error| Failure::from_error(Class::Failed, &error))??;
-    let mut damaged: BTreeSet<String> = checked.damaged.iter().map(|digest| digest.raw_cid().to_string()).collect();
+    // By digest, so that a block is named once: by the CID under which a DAG links to it, if one does.
+    let mut damaged: BTreeMap<Digest, Cid> = checked.damaged.iter().map(|digest| (*digest, digest.raw_cid())).collect();
     let mut repaired = Vec::new();
     let mut broken_paths = Vec::new();
     let lease = Arc::new(node.store().lease());
@@ -49,7 +51,7 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
         // What was fetched again is durable before we say so.
         node.commit(lease, Vec::new()).await?;
     }
-    let damaged = damaged.into_iter().collect();
+    let damaged = damaged.values().map(ToString::to_string).collect();
     Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths })
 }
 
@@ -78,7 +80,7 @@ async fn walk(
     root: Cid,
     sources: &Sources,
     node: &Node,
-    damaged: &mut BTreeSet<String>,
+    damaged: &mut BTreeMap<Digest, Cid>,
     repaired: &mut Vec<String>,
 ) -> Result<bool, Failure> {
     let refuse = |error: WalkError| Failure::from_error(Class::Damaged, &error);
@@ -89,19 +91,25 @@ async fn walk(
         match block_of(sources, root, cid).await {
             Ok(block) => {
                 if !held {
-                    damaged.insert(cid.to_string());
+                    note(damaged, cid);
                     repaired.push(cid.to_string());
                 }
                 visit.feed(&block).map_err(refuse)?;
             }
             Err(error) => {
                 tracing::error!("{error}");
-                damaged.insert(cid.to_string());
+                note(damaged, cid);
                 whole = false;
             }
         }
     }
     Ok(whole)
+}
+
+fn note(damaged: &mut BTreeMap<Digest, Cid>, cid: Cid) {
+    if let Ok(Some(digest)) = Digest::of_cid(&cid) {
+        damaged.insert(digest, cid);
+    }
 }
 
 async fn hash(
