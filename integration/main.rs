@@ -5,6 +5,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+mod disk;
 mod kubo;
 mod memory;
 mod nix;
