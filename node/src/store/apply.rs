@@ -54,7 +54,7 @@ impl<'a> Writer<'a> {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self.staged.get(key) {
             Some(staged) => Ok(staged.clone()),
-            None => Ok(self.index.db.get(key).map_err(StoreError::Index)?.map(|bytes| bytes.to_vec())),
+            None => Ok(self.index.db.get(key).map_err(self.index.failure())?.map(|bytes| bytes.to_vec())),
         }
     }
 
@@ -71,7 +71,7 @@ impl<'a> Writer<'a> {
     }
 
     fn record<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
-        self.get(key)?.map(|bytes| R::from_row(&bytes).ok_or_else(index::corrupt)).transpose()
+        self.get(key)?.map(|row| self.index.decode(&row)).transpose()
     }
 
     fn put_block(&mut self, digest: &Digest, mut row: BlockRow) -> Result<(), StoreError> {
@@ -189,7 +189,7 @@ impl<'a> Writer<'a> {
         let mut dead = Vec::new();
         for kind in [NAR, PATH, PIN] {
             for row in self.index.db.scan_prefix([kind]) {
-                let (key, _) = row.map_err(StoreError::Index)?;
+                let (key, _) = row.map_err(self.index.failure())?;
                 dead.extend((!keys.contains(&key[..])).then(|| key.to_vec()));
             }
         }
@@ -215,7 +215,7 @@ impl<'a> Writer<'a> {
         }
         let (key, row) = index::state_row(&self.state);
         batch.insert(key, row);
-        self.index.db.apply_batch(batch).map_err(StoreError::Index)?;
+        self.index.db.apply_batch(batch).map_err(self.index.failure())?;
         self.applied.state = self.state;
         Ok(())
     }

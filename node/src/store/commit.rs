@@ -5,7 +5,7 @@ use super::ops::Batch;
 use super::{Op, PathRecord, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::nix::NarHash;
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLockWriteGuard};
 
 impl Store {
     pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {
@@ -13,15 +13,36 @@ impl Store {
             self.protect(lease, &root)?;
         }
         let log = &self.0.log;
-        let batch = Batch::of(ops);
+        if ops.is_empty() {
+            return log.sync();
+        }
         self.make_room();
-        let shared = self.0.commits.read().unwrap_or_else(PoisonError::into_inner);
-        self.check_nars(&batch.ops)?;
-        log.append_batch(&mut log.tail(), batch)?;
+        let under_way = self.0.commits.read().unwrap_or_else(PoisonError::into_inner);
+        self.check_nars(&ops)?;
+        let published = self.published_by(&ops)?;
+        log.append_batch(&mut log.tail(), Batch::of(ops))?;
         log.sync()?;
-        self.show_published()?;
-        drop(shared);
+        self.show(&published)?;
+        drop(under_way);
         self.hide_unpublished()
+    }
+
+    /// Waits until no commit is under way; none begins while the guard lives.
+    pub(super) fn commits_done(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.commits.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The roots of the DAGs that these changes publish.
+    fn published_by(&self, ops: &[Op]) -> Result<Vec<Cid>, StoreError> {
+        let mut roots = Vec::new();
+        for op in ops {
+            match op {
+                Op::PutPin(pin) => roots.push(pin.cid),
+                Op::PutPath(path) if path.published => roots.extend(self.nar_roots(&path.nar_hash, ops)?),
+                _ => {}
+            }
+        }
+        Ok(roots)
     }
 
     /// The roots of the DAGs that must be complete for these changes.

@@ -63,6 +63,8 @@ impl Disk {
     /// Turns a range into zeros and gives its space back, where the file system can.
     pub(super) fn erase(&self, file: &File, path: &Path, offset: u64, len: u64) -> Result<(), StoreError> {
         self.step(path, "erase").map_err(StoreError::io("erase", path))?;
+        #[cfg(test)]
+        self.faults.erasing(path, file, offset, len);
         match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {

@@ -11,7 +11,6 @@ use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
 use nipfs_proto::nix::store_path::StorePath;
 use std::collections::HashSet;
-use std::sync::PoisonError;
 
 /// Ops in one batch of deletions.
 const MAX_OPS: usize = 10_000;
@@ -155,7 +154,7 @@ impl Store {
     /// Forgets the paths and pins that shall go, and the NARs that no path refers to then.
     fn forget(&self, plan: &Plan) -> Result<GcReport, StoreError> {
         // No commit is under way below: what has not changed since the plan was made may go.
-        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.commits_done();
         let mut report = GcReport { kept_paths: plan.kept_paths, ..GcReport::default() };
         let mut ops = Vec::new();
         for path in &plan.paths {

@@ -15,10 +15,11 @@ use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::Mutex;
-use std::thread;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 /// Rows in one sled batch: larger ones cost memory out of proportion.
 pub(super) const MAX_ROWS: usize = 1_000;
@@ -36,6 +37,9 @@ pub(super) const UNSHOWN: u8 = b'u';
 /// There while blocks may be public that no longer should be.
 pub(super) const STALE_PUBLIC: &[u8] = b"s";
 const STATE: &[u8] = b"m";
+
+/// File that is there while the index is closed in good order.
+const CLOSED: &str = "closed";
 
 /// A place in the log, between two records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,30 +96,47 @@ pub(super) struct Applied {
 #[derive(Debug)]
 pub(super) struct Index {
     pub(super) db: sled::Db,
+    /// Unset by the first error; an index that is not sound is checked or rebuilt when it is opened again.
+    sound: Arc<AtomicBool>,
+    dir: PathBuf,
     /// Held by whoever changes rows.
     pub(super) applied: Mutex<Applied>,
 }
 
 impl Index {
-    /// Opens the index in `dir`, making an empty one if there is none.
+    /// Opens the index in `dir`, making an empty one if there is none. One that was not closed in good order is
+    /// checked.
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
-        let deadline = Instant::now() + LOCK_WAIT;
-        loop {
-            let config = sled::Config::new().path(dir).cache_capacity(CACHE).flush_every_ms(None);
-            // sled panics on some of the damage it finds.
-            let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
-            match opened.unwrap_or_else(|_| Err(sled::Error::Corruption { at: None, bt: () })) {
-                Ok(db) => {
-                    let state = db.get(STATE).map_err(StoreError::Index)?;
-                    let state = state.and_then(|bytes| State::from_row(&bytes)).unwrap_or_default();
-                    return Ok(Self { db, applied: Mutex::new(Applied { state, snapshot: None }) });
-                }
-                // Its threads may hold the lock for a moment after the last handle was dropped.
-                Err(sled::Error::Io(e)) if e.to_string().contains("lock") && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                Err(error) => return Err(StoreError::Index(error)),
-            }
+        let is_new = !dir.exists();
+        let db = open_db(dir)?;
+        // Whatever happens from here on, this index was not closed in good order until it is.
+        let was_closed = fs::remove_file(dir.join(CLOSED)).is_ok();
+        let state = db.get(STATE).map_err(StoreError::Index)?;
+        let state = state.and_then(|bytes| State::from_row(&bytes)).unwrap_or_default();
+        let applied = Mutex::new(Applied { state, snapshot: None });
+        let index = Self { db, applied, sound: Arc::new(AtomicBool::new(true)), dir: dir.to_owned() };
+        if !is_new && !was_closed {
+            index.check()?;
+        }
+        Ok(index)
+    }
+
+    /// Reads all blocks once and counts them.
+    fn check(&self) -> Result<(), StoreError> {
+        let mut blocks = 0;
+        for block in self.blocks() {
+            block?;
+            blocks += 1;
+        }
+        if blocks == self.state().totals.blocks { Ok(()) } else { Err(self.failure()(corruption())) }
+    }
+
+    /// Turns sled's errors into the store's and remembers that there was one.
+    pub(super) fn failure(&self) -> impl Fn(sled::Error) -> StoreError + use<> {
+        let sound = Arc::clone(&self.sound);
+        move |error| {
+            sound.store(false, Ordering::Relaxed);
+            StoreError::Index(error)
         }
     }
 
@@ -145,54 +166,83 @@ impl Index {
     }
 
     pub(super) fn nars(&self) -> impl Iterator<Item = Result<NarRecord, StoreError>> + use<> {
-        self.rows(NAR)
+        self.rows(NAR, |_, row| NarRecord::from_row(row))
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = Result<PathRecord, StoreError>> + use<> {
-        self.rows(PATH)
+        self.rows(PATH, |_, row| PathRecord::from_row(row))
     }
 
     pub(super) fn pins(&self) -> impl Iterator<Item = Result<CidPin, StoreError>> + use<> {
-        self.rows(PIN)
+        self.rows(PIN, |_, row| CidPin::from_row(row))
     }
 
     /// All blocks, in the order of their digests.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Result<(Digest, BlockRow), StoreError>> + use<> {
-        self.db.scan_prefix([BLOCK]).map(|row| {
-            let (key, value) = row.map_err(StoreError::Index)?;
-            let digest = key[1..].try_into().map(Digest).map_err(|_| corrupt())?;
-            Ok((digest, BlockRow::from_row(&value).ok_or_else(corrupt)?))
-        })
+        self.rows(BLOCK, |name, row| Some((Digest(name.try_into().ok()?), BlockRow::from_row(row)?)))
     }
 
     /// Roots whose blocks are still to be made public.
     pub(super) fn unshown(&self) -> Result<Vec<Cid>, StoreError> {
-        let cid = |row: sled::Result<(sled::IVec, sled::IVec)>| {
-            Cid::try_from(&row.map_err(StoreError::Index)?.0[1..]).map_err(|_| corrupt())
-        };
-        self.db.scan_prefix([UNSHOWN]).map(cid).collect()
+        self.rows(UNSHOWN, |name, _| Cid::try_from(name).ok()).collect()
     }
 
     /// The note that blocks may be public that no longer should be.
     pub(super) fn stale_public(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.db.get(STALE_PUBLIC).map_err(StoreError::Index)?.map(|note| note.to_vec()))
+        Ok(self.db.get(STALE_PUBLIC).map_err(self.failure())?.map(|note| note.to_vec()))
     }
 
     /// Hands what is applied to the kernel, so that a replay after a kill is short.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush().map(|_| ()).map_err(StoreError::Index)
+        self.db.flush().map(|_| ()).map_err(self.failure())
+    }
+
+    /// A row in the form that it has in the database.
+    pub(super) fn decode<R: Row>(&self, row: &[u8]) -> Result<R, StoreError> {
+        R::from_row(row).ok_or_else(|| self.failure()(corruption()))
     }
 
     fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
-        let value = self.db.get(key).map_err(StoreError::Index)?;
-        value.map(|bytes| R::from_row(&bytes).ok_or_else(corrupt)).transpose()
+        let row = self.db.get(key).map_err(self.failure())?;
+        row.map(|row| self.decode(&row)).transpose()
     }
 
-    fn rows<R: Row>(&self, kind: u8) -> impl Iterator<Item = Result<R, StoreError>> + use<R> {
-        let decode = |row: sled::Result<(sled::IVec, sled::IVec)>| {
-            R::from_row(&row.map_err(StoreError::Index)?.1).ok_or_else(corrupt)
-        };
-        self.db.scan_prefix([kind]).map(decode)
+    fn rows<T, D>(&self, kind: u8, decode: D) -> impl Iterator<Item = Result<T, StoreError>> + use<T, D>
+    where
+        D: Fn(&[u8], &[u8]) -> Option<T>,
+    {
+        let failure = self.failure();
+        self.db.scan_prefix([kind]).map(move |row| {
+            let (key, row) = row.map_err(&failure)?;
+            decode(&key[1..], &row).ok_or_else(|| failure(corruption()))
+        })
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        if self.sound.load(Ordering::Relaxed) && self.flush().is_ok() {
+            // Without the file the index is checked when it is opened again.
+            let _ = fs::write(self.dir.join(CLOSED), []);
+        }
+    }
+}
+
+/// Opens sled, and waits for its lock.
+fn open_db(dir: &Path) -> Result<sled::Db, StoreError> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        let config = sled::Config::new().path(dir).cache_capacity(CACHE).flush_every_ms(None);
+        // sled panics on some of the damage it finds.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        match opened.unwrap_or_else(|_| Err(corruption())) {
+            Ok(db) => return Ok(db),
+            // Its threads may hold the lock for a moment after the last handle was dropped.
+            Err(sled::Error::Io(e)) if e.to_string().contains("lock") && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(StoreError::Index(error)),
+        }
     }
 }
 
@@ -201,9 +251,8 @@ pub(super) fn key(kind: u8, name: &[u8]) -> Vec<u8> {
     [&[kind], name].concat()
 }
 
-/// The error for a row that cannot be read.
-pub(super) fn corrupt() -> StoreError {
-    StoreError::Index(sled::Error::Corruption { at: None, bt: () })
+fn corruption() -> sled::Error {
+    sled::Error::Corruption { at: None, bt: () }
 }
 
 /// The row that tells where the index stands.

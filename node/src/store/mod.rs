@@ -112,8 +112,8 @@ struct Inner {
     gc: Mutex<()>,
     /// While blocks are being hidden: what commits publish.
     publishing: Mutex<Option<DigestSet>>,
-    /// Who hides blocks; one at a time.
-    refresh: Mutex<()>,
+    /// Who hides blocks: one at a time.
+    hiding: Mutex<()>,
     damaged: Mutex<HashSet<Digest>>,
     recovery: Recovery,
     /// Last, so that it is unlocked after the index is closed.

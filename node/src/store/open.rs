@@ -13,11 +13,15 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The version this code writes.
 const FORMAT: &str = "1";
 /// Bytes set aside for deletions on a full disk.
 const RESERVE: u64 = 4 << 20;
+/// How long the lock may outlive a store that was just closed: a child process holds it between fork and exec.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 
 impl Store {
     /// Opens the store in `dir`, making an empty one if there is none, and brings the index up to date.
@@ -38,10 +42,17 @@ impl Store {
         fs::create_dir_all(&packs).map_err(StoreError::io("create", &packs))?;
         disk.sync_dir(dir)?;
         let segments = Segments::new(packs, disk, salt);
+        segments.check_names()?;
         let mut recovery = Recovery::default();
         let (index, last) = open_index(dir, &segments, &mut recovery)?;
         let (segment, end) = match last {
-            Some(last) => last,
+            Some((segment, end)) => {
+                if end == SEGMENT_HEADER as u64 {
+                    // A power cut may have come before the header was on disk.
+                    segments.write_header(&segment)?;
+                }
+                (segment, end)
+            }
             None => (segments.create(1)?, SEGMENT_HEADER as u64),
         };
         let inner = Inner {
@@ -51,7 +62,7 @@ impl Store {
             commits: RwLock::new(()),
             gc: Mutex::new(()),
             publishing: Mutex::new(None),
-            refresh: Mutex::new(()),
+            hiding: Mutex::new(()),
             damaged: Mutex::new(HashSet::new()),
             recovery,
             _lock: lock,
@@ -97,10 +108,14 @@ fn acquire(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = open.map_err(StoreError::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(dir.to_owned())),
-        Err(TryLockError::Error(e)) => Err(StoreError::io("lock", &path)(e)),
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(dir.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(StoreError::io("lock", &path)(e)),
+        }
     }
 }
 
@@ -141,14 +156,17 @@ fn open_index(dir: &Path, segments: &Segments, recovery: &mut Recovery) -> Resul
     match follow(&path, segments, recovery) {
         Ok(Some(opened)) => return Ok(opened),
         Ok(None) => tracing::info!("the index does not fit the packs: rebuilding it"),
-        Err(StoreError::Index(error)) => tracing::warn!(%error, "the index cannot be read: rebuilding it"),
+        Err(StoreError::Index(error)) => {
+            tracing::warn!(%error, "the index cannot be read: rebuilding it");
+            *recovery = Recovery::default();
+        }
         Err(error) => return Err(error),
     }
     match fs::remove_dir_all(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::io("remove", &path)(e)),
         _ => {}
     }
-    *recovery = Recovery { rebuilt: true, ..Recovery::default() };
+    recovery.rebuilt = true;
     let index = Index::open(&path)?;
     let last = replay::replay(segments, &index, Position::default(), recovery)?;
     index.flush()?;
@@ -168,7 +186,11 @@ fn follow(path: &Path, segments: &Segments, recovery: &mut Recovery) -> Result<O
         Some(segment) => segment.len()?,
         None => 0,
     };
-    if has_segments && (from == Position::default() || length < from.offset) {
+    if length < from.offset {
+        recovery.damage(from.segment, length..from.offset);
+        return Ok(None);
+    }
+    if has_segments && from == Position::default() {
         return Ok(None);
     }
     let last = replay::replay(segments, &index, from, recovery)?;

@@ -5,25 +5,26 @@
 
 use super::{Digest, Store, StoreError, apply, index, lock};
 use nipfs_proto::Cid;
-use std::sync::PoisonError;
+
+/// Passes over the blocks during which others may publish; the one after them has the store for itself.
+const SHARED_PASSES: usize = 2;
 
 impl Store {
     /// Makes good what an interrupted commit left to be done.
     pub(super) fn finish_publishing(&self) -> Result<(), StoreError> {
-        self.show_published()?;
+        self.show(&self.0.log.index.unshown()?)?;
         self.hide_unpublished()
     }
 
-    /// Makes the blocks public that commits have published. A block that is missing is passed over.
-    pub(super) fn show_published(&self) -> Result<(), StoreError> {
-        let index = &self.0.log.index;
-        let roots = index.unshown()?;
+    /// Makes the blocks of published roots public. A block that is missing is passed over.
+    pub(super) fn show(&self, roots: &[Cid]) -> Result<(), StoreError> {
         if roots.is_empty() {
             return Ok(());
         }
+        let index = &self.0.log.index;
         let mut seen = lock(&self.0.leases).empty_set();
         let mut batch = Vec::with_capacity(index::MAX_ROWS);
-        for root in &roots {
+        for root in roots {
             let walked = self.walk(root, &mut seen, |_, digest, row| {
                 if let Some(published) = &mut *lock(&self.0.publishing) {
                     published.insert(digest);
@@ -37,42 +38,49 @@ impl Store {
             tolerate(root, walked)?;
         }
         apply::set_public(index, &batch, true)?;
-        apply::shown(index, &roots)
+        apply::shown(index, roots)
     }
 
     /// Hides every block that no published path and no pin reaches any more, if there may be one.
     pub(super) fn hide_unpublished(&self) -> Result<(), StoreError> {
-        let _one = lock(&self.0.refresh);
+        let _one = lock(&self.0.hiding);
         let index = &self.0.log.index;
         let Some(stale) = index.stale_public()? else { return Ok(()) };
-        let mut reached = {
-            let leases = lock(&self.0.leases);
-            *lock(&self.0.publishing) = Some(leases.empty_set());
-            leases.empty_set()
-        };
-        let hidden = self.unreached_public(&mut reached);
-        // No commit is half done from here on, and what was published meanwhile is known.
-        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
-        let published = lock(&self.0.publishing).take();
-        let mut hidden = hidden?;
-        hidden.retain(|digest| !published.as_ref().is_some_and(|set| set.contains(digest)));
-        for batch in hidden.chunks(index::MAX_ROWS) {
-            apply::set_public(index, batch, false)?;
+        for _ in 0..SHARED_PASSES {
+            *lock(&self.0.publishing) = Some(lock(&self.0.leases).empty_set());
+            let unreached = self.unreached_public();
+            // No commit is half done from here on, and what was published meanwhile is known.
+            let _alone = self.commits_done();
+            let published = lock(&self.0.publishing).take();
+            let mut unreached = unreached?;
+            let found = unreached.len();
+            unreached.retain(|digest| !published.as_ref().is_some_and(|set| set.contains(digest)));
+            self.hide(&unreached)?;
+            // A block that was published meanwhile may have been unpublished since: that takes another look.
+            if unreached.len() == found {
+                return apply::public_is_fresh(index, &stale);
+            }
         }
+        let _alone = self.commits_done();
+        self.hide(&self.unreached_public()?)?;
         apply::public_is_fresh(index, &stale)
     }
 
-    fn unreached_public(&self, reached: &mut super::DigestSet) -> Result<Vec<Digest>, StoreError> {
-        let index = &self.0.log.index;
+    fn hide(&self, digests: &[Digest]) -> Result<(), StoreError> {
+        digests.chunks(index::MAX_ROWS).try_for_each(|some| apply::set_public(&self.0.log.index, some, false))
+    }
+
+    fn unreached_public(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut reached = lock(&self.0.leases).empty_set();
         for root in self.published_roots()? {
-            tolerate(&root, self.walk(&root, reached, |_, _, _| Ok(())))?;
+            tolerate(&root, self.walk(&root, &mut reached, |_, _, _| Ok(())))?;
         }
-        let mut hidden = Vec::new();
-        for block in index.blocks() {
+        let mut unreached = Vec::new();
+        for block in self.0.log.index.blocks() {
             let (digest, row) = block?;
-            hidden.extend((row.public && !reached.contains(&digest)).then_some(digest));
+            unreached.extend((row.public && !reached.contains(&digest)).then_some(digest));
         }
-        Ok(hidden)
+        Ok(unreached)
     }
 
     fn published_roots(&self) -> Result<Vec<Cid>, StoreError> {

@@ -160,13 +160,11 @@ pub(super) fn segment_header(number: u32, salt: &Salt) -> [u8; SEGMENT_HEADER] {
     out
 }
 
-/// The salt in the header of segment `number`; `None` when these bytes are not that header.
-pub(super) fn segment_salt(bytes: &[u8; SEGMENT_HEADER], number: u32) -> Option<Salt> {
-    let good = &bytes[..8] == SEGMENT_MAGIC
-        && crc32c::crc32c(&bytes[..60]) == word(bytes, 60)
-        && word(bytes, 8) == VERSION
-        && word(bytes, 12) == number;
-    bytes[16..32].try_into().ok().filter(|_| good)
+/// The number and the salt in the header of a segment; `None` when it is damaged.
+pub(super) fn read_segment_header(bytes: &[u8; SEGMENT_HEADER]) -> Option<(u32, Salt)> {
+    let good =
+        &bytes[..8] == SEGMENT_MAGIC && crc32c::crc32c(&bytes[..60]) == word(bytes, 60) && word(bytes, 8) == VERSION;
+    Some((word(bytes, 12), bytes[16..32].try_into().ok()?)).filter(|_| good)
 }
 
 fn salted_crc(salt: &Salt, bytes: &[u8]) -> u32 {
@@ -217,9 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_header_tells_its_salt_for_its_number_only() {
-        let bytes = segment_header(7, &[9; 16]);
-        assert_eq!(segment_salt(&bytes, 7), Some([9; 16]));
-        assert_eq!(segment_salt(&bytes, 8), None);
+    fn a_segment_header_tells_number_and_salt_unless_it_is_damaged() {
+        let good = segment_header(7, &[9; 16]);
+        assert_eq!(read_segment_header(&good), Some((7, [9; 16])));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read_segment_header(&bad), None, "bit {bit}");
+        }
     }
 }

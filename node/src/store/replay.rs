@@ -1,6 +1,7 @@
 //! Reading the log: what brings the index up to date when a store is opened.
 //!
-//! A record is believed when its header and its payload match their checksums. Behind the point up to which the
+//! A record is believed when its header and its payload match their checksums; of blocks that are known to be durable
+//! only the headers are read, so that a rebuild does not read the whole store. Behind the point up to which the
 //! log is known to be durable, the first bad record is where an interrupted write ended: the segment is cut there.
 //! Before that point it is damage: it is reported and passed over. Zeros there were erased by GC and are no damage.
 
@@ -14,7 +15,8 @@ use super::segments::{Segment, Segments};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes read at once when a scan looks for the next record behind damage.
+/// Bytes read at once, first and at most, when a scan looks for the next record behind damage or a hole.
+const FIRST_WINDOW: usize = 4 << 10;
 const WINDOW: usize = 1 << 20;
 /// Damaged places that a report names; more are only counted.
 const MAX_NAMED: usize = 1_000;
@@ -35,10 +37,10 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    fn damage(&mut self, segment: &Segment, place: Range<u64>) {
+    pub(super) fn damage(&mut self, segment: u32, place: Range<u64>) {
         self.damages += 1;
         if self.damaged.len() < MAX_NAMED {
-            self.damaged.push((segment.number, place));
+            self.damaged.push((segment, place));
         }
     }
 
@@ -98,6 +100,10 @@ fn apply_segment(
     while at < length {
         let header = segment.header(at, &segments.salt)?;
         let record = match &header {
+            // The bytes of a block that is known to be durable are checked when they are read.
+            Some(header) if header.content.kind == Kind::Block && header.end() <= durable.min(length) => {
+                block(segment, header)
+            }
             Some(header) => read_record(segment, header)?,
             None => Found::Bad,
         };
@@ -105,7 +111,6 @@ fn apply_segment(
             (Found::Record(what), Some(header)) => {
                 at = header.end().min(length);
                 if let What::Batch(batch) = &*what {
-                    erase_again(segments, &batch.gone)?;
                     report.excuse(&batch.gone);
                 }
                 writer.apply(&Change { end: Position { segment: segment.number, offset: at }, what: *what })?;
@@ -119,13 +124,13 @@ fn apply_segment(
                 break;
             }
             (_, Some(header)) => {
-                report.damage(segment, at..header.end());
+                report.damage(segment.number, at..header.end());
                 at = header.end();
             }
             (_, None) => {
                 let next = next_header(segments, segment, at, length)?.map_or(length, |next| u64::from(next.offset));
                 if !is_zero(segment, at..next)? {
-                    report.damage(segment, at..next);
+                    report.damage(segment.number, at..next);
                 }
                 at = next;
             }
@@ -136,23 +141,11 @@ fn apply_segment(
     Ok(at)
 }
 
-/// Carries out deletions once more: the first time may not have survived a power cut.
-pub(super) fn erase_again(segments: &Segments, gone: &[Gone]) -> Result<(), StoreError> {
-    let mut records = Vec::new();
-    for Gone { digest, segment: number, offset } in gone {
-        let Some(segment) = segments.open(*number)? else { continue };
-        let header = segment.header(u64::from(*offset), &segments.salt)?;
-        let header = header.filter(|header| header.content.kind == Kind::Block && header.content.digest == *digest);
-        records.extend(header.map(|header| (*number, u64::from(*offset)..header.end())));
-    }
-    segments.erase(records)
-}
-
 /// Whether a part of a segment holds nothing but zeros.
 fn is_zero(segment: &Segment, part: Range<u64>) -> Result<bool, StoreError> {
     let mut at = segment.data_from(part.start)?;
     while at < part.end {
-        let window = usize::try_from(part.end - at).map_or(WINDOW, |left| left.min(WINDOW));
+        let window = usize::try_from(part.end - at).map_or(FIRST_WINDOW, |left| left.min(FIRST_WINDOW));
         match segment.read(at, window)? {
             Some(bytes) if bytes.iter().all(|byte| *byte == 0) => at = segment.data_from(at + window as u64)?,
             _ => return Ok(false),
@@ -174,12 +167,13 @@ fn read_record(segment: &Segment, header: &Header) -> Result<Found, StoreError> 
         return Ok(if erased { Found::Erased } else { Found::Bad });
     }
     Ok(match header.content.kind {
-        Kind::Block => {
-            let row = BlockRow::of(segment.number, header);
-            Found::Record(Box::new(What::Block(header.content.digest, row)))
-        }
+        Kind::Block => block(segment, header),
         Kind::Batch => Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))),
     })
+}
+
+fn block(segment: &Segment, header: &Header) -> Found {
+    Found::Record(Box::new(What::Block(header.content.digest, BlockRow::of(segment.number, header))))
 }
 
 /// The first valid record header at or behind `at`.
@@ -193,10 +187,13 @@ pub(super) fn next_header(
         return Ok(Some(header));
     }
     let mut start = at.next_multiple_of(ALIGN as u64);
+    // The next record is near, as a rule.
+    let mut window = FIRST_WINDOW;
     while start + RECORD_HEADER as u64 <= length {
         start = start.max(segment.data_from(start)? / ALIGN as u64 * ALIGN as u64);
-        let window = usize::try_from(length.saturating_sub(start)).map_or(WINDOW, |left| left.min(WINDOW));
-        let Some(bytes) = segment.read(start, window)? else { return Ok(None) };
+        let left = usize::try_from(length.saturating_sub(start)).unwrap_or(window);
+        let Some(bytes) = segment.read(start, window.min(left))? else { return Ok(None) };
+        window = WINDOW.min(window * 4);
         let mut within = 0;
         while let Some(candidate) = bytes.get(within..within + RECORD_HEADER) {
             if let Ok(candidate) = candidate.try_into()

@@ -89,6 +89,18 @@ impl Segments {
         list(&self.dir)
     }
 
+    /// Checks that every segment is what its name says: one that was renamed, or is from another store, would change
+    /// what happened when. A damaged header tells nothing and is not needed.
+    pub(super) fn check_names(&self) -> Result<(), StoreError> {
+        for number in self.list()? {
+            let path = path(&self.dir, number);
+            if read_header(&path)?.is_some_and(|header| header != (number, self.salt)) {
+                return Err(StoreError::BadFile(path));
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a segment; `None` when there is no such file.
     pub(super) fn open(&self, number: u32) -> Result<Option<Arc<Segment>>, StoreError> {
         let mut open = lock(&self.open);
@@ -117,17 +129,21 @@ impl Segments {
     pub(super) fn create(&self, number: u32) -> Result<Arc<Segment>, StoreError> {
         let path = path(&self.dir, number);
         let file = self.disk.create(&path)?;
-        let fill = || {
-            self.disk.write_at(&file, &path, &record::segment_header(number, &self.salt), 0)?;
-            self.disk.sync(&file, &path)?;
-            self.disk.sync_dir(&self.dir)
-        };
-        if let Err(error) = fill() {
+        let segment = Segment { number, path, file };
+        if let Err(error) = self.write_header(&segment) {
             // Half a segment is harmless where it cannot be removed: it has no records.
-            let _ = self.disk.remove(&path);
+            let _ = self.disk.remove(&segment.path);
             return Err(error);
         }
-        Ok(Arc::new(Segment { number, path, file }))
+        Ok(Arc::new(segment))
+    }
+
+    /// Writes the header of a segment that has no records, and makes it durable.
+    pub(super) fn write_header(&self, segment: &Segment) -> Result<(), StoreError> {
+        let Segment { number, path, file } = segment;
+        self.disk.write_at(file, path, &record::segment_header(*number, &self.salt), 0)?;
+        self.disk.sync(file, path)?;
+        self.disk.sync_dir(&self.dir)
     }
 
     /// Unlinks a segment.
@@ -173,9 +189,11 @@ impl Segments {
 pub(super) fn list(dir: &Path) -> Result<Vec<u32>, StoreError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
-        let name = entry.map_err(StoreError::io("list", dir))?.file_name();
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".pack")).filter(|digits| digits.len() == 8);
-        numbers.extend(number.and_then(|digits| digits.parse::<u32>().ok()));
+        numbers.extend(number.and_then(|digits| digits.parse::<u32>().ok()).filter(|_| is_file));
     }
     numbers.sort_unstable();
     Ok(numbers)
@@ -184,14 +202,21 @@ pub(super) fn list(dir: &Path) -> Result<Vec<u32>, StoreError> {
 /// The salt in the first segment of `dir` whose header is whole.
 pub(super) fn find_salt(dir: &Path) -> Result<Option<Salt>, StoreError> {
     for number in list(dir)? {
-        let path = path(dir, number);
-        let mut header = [0; SEGMENT_HEADER];
-        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut header, 0));
-        if let Some(salt) = read.ok().and_then(|()| record::segment_salt(&header, number)) {
+        if let Some((_, salt)) = read_header(&path(dir, number))? {
             return Ok(Some(salt));
         }
     }
     Ok(None)
+}
+
+/// The number and the salt in the header of a segment file; `None` when the header is damaged.
+fn read_header(path: &Path) -> Result<Option<(u32, Salt)>, StoreError> {
+    let mut header = [0; SEGMENT_HEADER];
+    match File::open(path).and_then(|file| file.read_exact_at(&mut header, 0)) {
+        Ok(()) => Ok(record::read_segment_header(&header)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(StoreError::io("read", path)(e)),
+    }
 }
 
 fn path(dir: &Path, number: u32) -> PathBuf {

@@ -10,12 +10,11 @@ use super::index::{BlockRow, MAX_ROWS};
 use super::lease::Leases;
 use super::ops::{Batch, Gone, SnapshotPart};
 use super::record::{Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
-use super::replay::{erase_again, next_header};
+use super::replay::next_header;
 use super::segments::Segment;
 use super::{Location, Op, Store, StoreError, lock};
 use nipfs_proto::block::Digest;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::PoisonError;
 
 /// A sealed segment is compacted when less than one part in this many of the space it takes is alive.
 const SPARSE: u64 = 4;
@@ -200,7 +199,7 @@ impl Store {
 
     /// Writes all metadata once more, at the end of the log.
     fn write_snapshot(&self) -> Result<(), StoreError> {
-        let _alone = self.0.commits.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.commits_done();
         let index = &self.0.log.index;
         let nars = index.nars().map(|nar| nar.map(Op::PutNar));
         let paths = index.paths().map(|path| path.map(Op::PutPath));
@@ -233,13 +232,26 @@ impl Store {
                 if header.content.kind == Kind::Batch {
                     let payload = segment.read(header.payload(), header.stored as usize)?;
                     let batch = payload.and_then(|payload| Batch::decode(&payload)).unwrap_or_default();
-                    erase_again(segments, &batch.gone)?;
+                    self.erase_again(&batch.gone)?;
                     touched.extend(batch.gone.iter().map(|gone| gone.segment));
                 }
                 Ok(true)
             })?;
         }
         touched.iter().filter(|number| !doomed.contains(number)).try_for_each(|number| segments.sync(*number))
+    }
+
+    /// Erases deleted blocks once more: the first time may not have survived a power cut.
+    fn erase_again(&self, gone: &[Gone]) -> Result<(), StoreError> {
+        let segments = &self.0.log.segments;
+        let mut records = Vec::new();
+        for Gone { digest, segment: number, offset } in gone {
+            let Some(segment) = segments.open(*number)? else { continue };
+            let header = segment.header(u64::from(*offset), &segments.salt)?;
+            let header = header.filter(|header| header.content.kind == Kind::Block && header.content.digest == *digest);
+            records.extend(header.map(|header| (*number, u64::from(*offset)..header.end())));
+        }
+        segments.erase(records)
     }
 }
 

@@ -46,6 +46,9 @@ fn run(dir: &Path, blocks: u64, size: usize, compress: bool) {
     drop((lease, store));
     let store = Store::open(dir).unwrap();
     report("reopen", total, blocks, start.elapsed());
+    let start = Instant::now();
+    assert_eq!(store.0.log.index.blocks().filter(Result::is_ok).count() as u64, blocks);
+    report("iterate", total, blocks, start.elapsed());
     let lease = store.lease();
     digests.iter().step_by(2).for_each(|digest| assert!(lease.touch(digest).unwrap()));
     let start = Instant::now();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +17,8 @@ struct State {
     freeze_at: Option<u64>,
     is_full: bool,
     durable: HashMap<PathBuf, u64>,
+    /// What was erased since the last sync: file, offset, bytes.
+    erased: Vec<(PathBuf, u64, Vec<u8>)>,
 }
 
 impl Faults {
@@ -39,6 +42,13 @@ impl Faults {
         self.0.lock().unwrap().durable.get(path).copied().unwrap_or(0)
     }
 
+    /// What of a file was erased and not synced: offset and bytes, the oldest first.
+    pub(super) fn unsynced_holes(&self, path: &Path) -> Vec<(u64, Vec<u8>)> {
+        let state = self.0.lock().unwrap();
+        let holes = state.erased.iter().filter(|(erased, ..)| erased == path);
+        holes.map(|(_, offset, bytes)| (*offset, bytes.clone())).collect()
+    }
+
     pub(in crate::store) fn step(&self, path: &Path, action: &str) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         state.steps += 1;
@@ -54,6 +64,14 @@ impl Faults {
 
     pub(in crate::store) fn synced(&self, path: &Path, file: &File) {
         let length = file.metadata().unwrap().len();
-        self.0.lock().unwrap().durable.insert(path.to_owned(), length);
+        let mut state = self.0.lock().unwrap();
+        state.durable.insert(path.to_owned(), length);
+        state.erased.retain(|(erased, ..)| erased != path);
+    }
+
+    pub(in crate::store) fn erasing(&self, path: &Path, file: &File, offset: u64, len: u64) {
+        let mut bytes = vec![0; usize::try_from(len).unwrap()];
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        self.0.lock().unwrap().erased.push((path.to_owned(), offset, bytes));
     }
 }

@@ -1,6 +1,7 @@
 //! Putting, getting and committing.
 
 use super::super::StoreError;
+use super::super::ops::{Batch, Gone};
 use super::*;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
 
@@ -154,4 +155,52 @@ fn a_newer_store_is_left_untouched() {
     assert!(matches!(Store::open(dir.path()), Err(StoreError::Newer { version, .. }) if version == "2"));
     let after: Vec<_> = std::fs::read_dir(dir.path().join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(before, after);
+}
+
+#[test]
+fn commits_that_publish_and_unpublish_at_once_leave_the_flags_of_each_right() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let shared = dag(99, 4, 200);
+    std::thread::scope(|scope| {
+        for seed in 1..=3 {
+            let (store, shared) = (&store, &shared);
+            scope.spawn(move || {
+                let own = dag(seed, 8, 200);
+                let top = node(&[own.last().unwrap().clone(), shared.last().unwrap().clone()]);
+                let lease = store.lease();
+                put_all(&lease, &own);
+                put_all(&lease, shared);
+                lease.put(&top).unwrap();
+                let public = |block: &Block| store.is_public(&block.digest().unwrap()).unwrap();
+                for round in 0..60 {
+                    lease.commit(entry(seed, *top.cid())).unwrap();
+                    assert!(own.iter().chain(shared).all(public) && public(&top), "published in round {round}");
+                    lease.commit(vec![Op::RemovePath(hash_part(seed))]).unwrap();
+                    assert!(!own.iter().any(public) && !public(&top), "unpublished in round {round}");
+                }
+            });
+        }
+    });
+    assert!(!shared.iter().any(|block| store.is_public(&block.digest().unwrap()).unwrap()));
+}
+
+#[test]
+fn a_deleted_block_is_gone_at_once_and_can_be_put_before_the_deletion_is_durable() {
+    let (_dir, store) = open();
+    let block = leaf(1, 2_000);
+    let digest = block.digest().unwrap();
+    let lease = store.lease();
+    lease.put(&block).unwrap();
+    lease.commit(Vec::new()).unwrap();
+    let log = &store.0.log;
+    let (segment, record) = log.lookup(&digest).unwrap().unwrap().location.record();
+    let gone = Gone { digest, segment, offset: u32::try_from(record.start).unwrap() };
+    log.append_batch(&mut log.tail(), Batch { gone: vec![gone], ..Batch::default() }).unwrap();
+    assert!(!lease.touch(&digest).unwrap() && store.get(&digest).unwrap().is_none());
+    assert!(lease.put(&block).unwrap().new);
+    assert_holds(&store, std::slice::from_ref(&block));
+    log.sync().unwrap();
+    assert_holds(&store, &[block]);
+    assert_eq!(store.stats().unwrap().blocks, 1);
 }

@@ -131,7 +131,7 @@ fn an_index_that_is_gone_damaged_or_old_is_made_good_from_the_packs() {
             1 => {}
             2 => bad.truncate(bad.len() * round / 40),
             _ => {
-                let at = round * 104_729 % 4_096;
+                let at = round * 104_729 % bad.len();
                 bad[at] ^= 1 << (round % 8);
             }
         }
@@ -157,4 +157,38 @@ fn foreign_files_and_a_lost_format_file_do_no_harm() {
     let store = small(dir.path());
     assert_holds(&store, &dag);
     publish(&store, 2);
+}
+
+#[test]
+fn segments_that_changed_places_are_refused_and_left_untouched() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dags: Vec<_> = (1..=6).flat_map(|seed| publish(&store, seed)).collect();
+    drop(store);
+    let swap = || {
+        let (one, two, aside) = (&packs(dir.path())[0], &packs(dir.path())[1], dir.path().join("aside"));
+        fs::rename(one, &aside).unwrap();
+        fs::rename(two, one).unwrap();
+        fs::rename(&aside, two).unwrap();
+    };
+    swap();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::BadFile(path)) if path == packs(dir.path())[0]));
+    swap();
+    assert_holds(&small(dir.path()), &dags);
+}
+
+#[test]
+fn a_log_that_ends_before_the_index_does_is_reported_as_damage() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    let first = publish(&store, 1);
+    publish(&store, 2);
+    drop(store);
+    let pack = packs(dir.path()).remove(0);
+    let length = fs::metadata(&pack).unwrap().len();
+    fs::File::options().write(true).open(&pack).unwrap().set_len(length - 512).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert!(store.recovery().rebuilt);
+    assert!(!store.verify(false, false).unwrap().is_clean());
+    assert_holds(&store, &first);
 }
