@@ -10,9 +10,9 @@ use crate::node::Node;
 use crate::store::StoreError;
 use crate::upstream::{Gateway, NipfsInfo, Upstream};
 use axum::extract::FromRequestParts;
-use axum::http::header;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
+use axum::http::{Version, header};
 use nipfs_proto::nix::trust::TrustedKeys;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -23,6 +23,9 @@ use tokio::sync::Semaphore;
 const MAX_BODIES: usize = 256;
 /// How long a `nipfs-info` is good for, in seconds: static copies of it stay where they were put.
 const INFO_FOR: u64 = 30 * 86_400;
+
+/// Headers that proxies add.
+const PROXIES: [&str; 4] = ["via", "forwarded", "x-forwarded-for", "x-real-ip"];
 
 /// Everything that a request is answered from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -119,8 +122,9 @@ impl Site {
     }
 }
 
-/// A request comes from this machine when both its connection and the name that it was sent to are loopback: a web page
-/// that points its own name at us is the world.
+/// A request comes from this machine when its connection and the name that it was sent to are loopback's, and nothing
+/// shows that a proxy stands between: a web page that points its own name at us is the world, and so are the clients of
+/// a web server here. One that passes on neither their host name nor their address cannot be told apart.
 impl<S: Sync> FromRequestParts<S> for Audience {
     type Rejection = Infallible;
 
@@ -128,7 +132,9 @@ impl<S: Sync> FromRequestParts<S> for Audience {
         let peer = parts.extensions.get::<Peer>().is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
         let host = parts.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let host = host.is_some_and(|host| is_loopback(host.host()));
-        Ok(if peer && host { Self::Loopback } else { Self::World })
+        // nginx speaks HTTP/1.0 to the servers behind it.
+        let proxied = parts.version != Version::HTTP_11 || PROXIES.iter().any(|key| parts.headers.contains_key(*key));
+        Ok(if peer && host && !proxied { Self::Loopback } else { Self::World })
     }
 }
 

@@ -116,7 +116,7 @@ async fn the_world_sees_what_is_published_and_this_machine_what_was_fetched() {
 }
 
 #[tokio::test]
-async fn a_name_that_points_at_us_is_the_world() {
+async fn a_name_that_points_at_us_and_a_proxy_are_the_world() {
     let server = Server::start().await;
     let private = Content::new(1, 5000, None);
     server.add(&private, Audience::Loopback);
@@ -132,6 +132,11 @@ async fn a_name_that_points_at_us_is_the_world() {
     ] {
         assert_eq!(server.ask_as(host, "GET", &private.info_path(), "").await.status, status, "{host}");
     }
+    for proxy in ["Via: 1.1 x", "Forwarded: for=192.0.2.1", "X-Forwarded-For: 192.0.2.1", "x-real-ip: 127.0.0.1"] {
+        assert_eq!(server.ask("GET", &private.info_path(), &format!("{proxy}\r\n")).await.status, 404, "{proxy}");
+    }
+    let old = server.raw(format!("GET {} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", private.info_path()).as_bytes()).await;
+    assert_eq!(Answer::parse(&old).status, 404);
 }
 
 #[tokio::test]
