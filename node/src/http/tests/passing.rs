@@ -123,7 +123,6 @@ async fn a_source_that_runs_dry_is_followed_by_the_next_at_the_same_byte() {
 }
 
 #[tokio::test]
-#[ignore = "a session ends no want before the bitswap client is there"]
 async fn a_root_is_believed_when_it_is_bound() {
     let key = SecretKey::from_seed("cache-1", &[1; 32]).unwrap();
     let stranger = SecretKey::from_seed("cache-1", &[2; 32]).unwrap();
