@@ -21,8 +21,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes asked for ahead of the reader.
-const WINDOW: u64 = 16 << 20;
+/// Bytes asked for ahead of the reader when they may have to come over the network.
+const FAR_WINDOW: u64 = 16 << 20;
+/// The same when only the store is asked: enough to keep the threads busy, and hundreds of readers fit in memory.
+const NEAR_WINDOW: u64 = 1 << 20;
 
 /// Where blocks come from, in the order they are asked.
 #[derive(Debug, Clone)]
@@ -42,6 +44,10 @@ impl Sources {
     #[must_use]
     pub fn local(store: Store) -> Self {
         Self { store, lease: None, session: None, gateways: Arc::new([]) }
+    }
+
+    fn window(&self) -> u64 {
+        if self.session.is_none() && self.gateways.is_empty() { NEAR_WINDOW } else { FAR_WINDOW }
     }
 }
 
@@ -180,7 +186,7 @@ impl Reader {
     }
 
     fn ask(&mut self) {
-        let ahead: Vec<Cid> = self.walk.upcoming(WINDOW).map(|(cid, _)| cid).collect();
+        let ahead: Vec<Cid> = self.walk.upcoming(self.sources.window()).map(|(cid, _)| cid).collect();
         for cid in ahead {
             if self.asked.insert(cid) {
                 let obtain = obtain(self.sources.clone(), self.counters.clone(), self.root, cid);

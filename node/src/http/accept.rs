@@ -2,8 +2,8 @@
 //!
 //! - A request's head must be complete within [`Limits::head`] of the connection being ready for one.
 //! - A client that does not read what it asked for is left after [`Limits::stall`] (see [`super::stall`]).
-//! - There are at most [`Limits::connections`]; a new one takes the place of the oldest that never asked anything, or
-//!   waits in the kernel's backlog.
+//! - There are at most [`Limits::connections`]; a new one takes the place of the oldest that has asked nothing for
+//!   [`Limits::grace`], or waits in the kernel's backlog.
 //! - When the server stops, requests that were read are answered, for at most [`Limits::drain`].
 
 use super::stall::Stalling;
@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -36,6 +36,8 @@ const OUT_OF_FILES: Duration = Duration::from_millis(100);
 pub(super) struct Limits {
     /// Connections at once.
     pub(super) connections: usize,
+    /// For a first request when others wait.
+    pub(super) grace: Duration,
     /// For the head of a request, from the moment that the connection is ready for one.
     pub(super) head: Duration,
     /// For a client to take [`super::stall::FLOOR`] bytes.
@@ -50,6 +52,7 @@ impl Default for Limits {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self {
             connections: usize::try_from(files / 2).unwrap_or(usize::MAX).clamp(8, 1024),
+            grace: Duration::from_secs(1),
             head: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             drain: Duration::from_secs(7),
@@ -62,8 +65,9 @@ impl Default for Limits {
 pub(super) struct Peer(pub(super) SocketAddr);
 
 /// A connection that can be told to go while it has asked nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Guest {
+    since: Instant,
     asked: AtomicBool,
     leave: Notify,
 }
@@ -75,14 +79,15 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits,
     loop {
         let full = connections.len() >= limits.connections;
         if full {
-            send_one_away(&mut silent);
+            send_one_away(&mut silent, limits.grace);
         }
         tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
+            () = sleep(limits.grace), if full => {}
             accepted = listener.accept(), if !full => match accepted {
                 Ok((stream, address)) => {
-                    let guest = Arc::new(Guest::default());
+                    let guest = Arc::new(Guest { since: Instant::now(), asked: false.into(), leave: Notify::new() });
                     silent.retain(|guest| guest.upgrade().is_some_and(|guest| !guest.asked.load(Ordering::Relaxed)));
                     silent.push_back(Arc::downgrade(&guest));
                     connections.spawn(attend(stream, Peer(address), guest, router.clone(), limits, stop.clone()));
@@ -102,11 +107,18 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits,
     }
 }
 
-/// Tells the oldest connection that never asked anything to go, if there is one.
-fn send_one_away(silent: &mut VecDeque<Weak<Guest>>) {
-    while let Some(guest) = silent.pop_front() {
-        if let Some(guest) = guest.upgrade().filter(|guest| !guest.asked.load(Ordering::Relaxed)) {
-            return guest.leave.notify_one();
+/// Tells the oldest connection that never asked anything to go, if it had its `grace`.
+fn send_one_away(silent: &mut VecDeque<Weak<Guest>>, grace: Duration) {
+    while let Some(guest) = silent.front() {
+        match guest.upgrade().filter(|guest| !guest.asked.load(Ordering::Relaxed)) {
+            Some(guest) if guest.since.elapsed() < grace => return,
+            Some(guest) => {
+                silent.pop_front();
+                return guest.leave.notify_one();
+            }
+            None => {
+                silent.pop_front();
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A block as it is (`raw`) or a whole DAG as a CAR, depth first, each block once. Nothing is looked for elsewhere, and
 //! a block that is not published is answered as one that is not here. Paths below a CID are not walked.
 
-use super::nar::{body, busy, turn};
+use super::nar::{body, busy};
 use super::reply::{Fixed, Wanted, bad_request, not_found};
 use super::site::Site;
 use crate::store::{Store, StoreError};
@@ -151,7 +151,7 @@ async fn car(site: Site, method: &Method, headers: &HeaderMap, root: Block, whol
     if *method == Method::HEAD {
         return Some((fields, Body::empty()).into_response());
     }
-    let turn = turn(&site).await?;
+    let turn = site.body_turn().await?;
     let mut begin = car::header(&[*root.cid()]);
     if !whole {
         begin.extend(section(&root));

@@ -22,8 +22,6 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-/// How long a request waits for its turn when too many bodies are being sent.
-const TURN: Duration = Duration::from_secs(1);
 /// How long to look for the first byte before the client is sent elsewhere.
 const FIRST_BYTE: Duration = Duration::from_secs(30);
 /// A NAR that can be had.
@@ -50,7 +48,7 @@ pub(super) async fn serve(
         Wanted::Head(response) => return response,
         Wanted::Body(range, response) => (range, response),
     };
-    let Some(turn) = turn(&site).await else { return busy() };
+    let Some(turn) = site.body_turn().await else { return busy() };
     let whole = range == (0..found.size);
     let mut bytes = splice(site, hash, found.places, range, whole);
     match timeout(FIRST_BYTE, bytes.try_next()).await {
@@ -66,11 +64,6 @@ fn asked(file: &str) -> Option<NarHash> {
 /// The store path that the URL of a passed-on narinfo names.
 fn path_of(query: Option<&str>) -> Option<StorePathHash> {
     query?.split('&').find_map(|pair| pair.strip_prefix("hash="))?.parse().ok()
-}
-
-/// Leave to send a body that keeps blocks in memory; `None` after [`TURN`].
-pub(super) async fn turn(site: &Site) -> Option<OwnedSemaphorePermit> {
-    timeout(TURN, site.bodies().acquire_owned()).await.ok()?.ok()
 }
 
 /// 503: come back in a moment. Never for a narinfo.

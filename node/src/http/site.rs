@@ -17,10 +17,16 @@ use nipfs_proto::nix::trust::TrustedKeys;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-/// Bodies at once that may keep blocks in memory: NARs and CARs.
+/// Bodies at once that keep blocks of the store in memory: NARs and CARs, a MiB or two each.
 const MAX_BODIES: usize = 256;
+/// NARs at once that come from peers, with up to 16 MiB each on the way.
+const MAX_FAR: usize = 32;
+/// How long a request waits for its turn.
+const TURN: Duration = Duration::from_secs(1);
 /// How long a `nipfs-info` is good for, in seconds: static copies of it stay where they were put.
 const INFO_FOR: u64 = 30 * 86_400;
 
@@ -38,6 +44,7 @@ struct Inner {
     gateways: Arc<[Gateway]>,
     trusted: TrustedKeys,
     bodies: Arc<Semaphore>,
+    far: Arc<Semaphore>,
 }
 
 impl Site {
@@ -51,6 +58,7 @@ impl Site {
             gateways: gateways.into(),
             trusted,
             bodies: Arc::new(Semaphore::new(MAX_BODIES)),
+            far: Arc::new(Semaphore::new(MAX_FAR)),
         }))
     }
 
@@ -73,8 +81,14 @@ impl Site {
         &self.0.trusted
     }
 
-    pub(super) fn bodies(&self) -> Arc<Semaphore> {
-        self.0.bodies.clone()
+    /// Leave to send a body that keeps blocks in memory; `None` when too many are being sent.
+    pub(super) async fn body_turn(&self) -> Option<OwnedSemaphorePermit> {
+        timeout(TURN, self.0.bodies.clone().acquire_owned()).await.ok()?.ok()
+    }
+
+    /// Leave to read from peers; `None` when too many do.
+    pub(super) async fn far_turn(&self) -> Option<OwnedSemaphorePermit> {
+        timeout(TURN, self.0.far.clone().acquire_owned()).await.ok()?.ok()
     }
 
     /// Blocks from the store only.

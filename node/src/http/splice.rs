@@ -21,6 +21,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Where a NAR can be had.
 #[derive(Debug)]
@@ -57,7 +58,8 @@ pub(super) fn splice(
     // What the store gives out was compared when it came in.
     let foreign = !matches!(places.front(), Some(Place::Here(_)));
     let check = (whole && foreign).then(Sha256::new);
-    let splice = Splice { site, hash, places, range, now: futures::stream::empty().boxed(), check, kept: None };
+    let splice =
+        Splice { site, hash, places, range, now: futures::stream::empty().boxed(), check, kept: None, far: None };
     let next = |mut splice: Splice| async move { Ok(splice.next().await?.map(|bytes| (bytes, splice))) };
     try_unfold(splice, next).boxed()
 }
@@ -72,6 +74,8 @@ struct Splice {
     check: Option<Sha256>,
     /// Holds the blocks of a NAR that has come as blocks so far.
     kept: Option<(Box<Keep>, Cid, Arc<Lease>)>,
+    /// Held while peers are read from.
+    far: Option<OwnedSemaphorePermit>,
 }
 
 impl Splice {
@@ -100,10 +104,15 @@ impl Splice {
     }
 
     async fn open(&mut self, place: Place) {
-        self.kept = None;
+        (self.kept, self.far) = (None, None);
         self.now = match place {
             Place::Here(root) => self.blocks(self.site.here(), root),
             Place::Peers { root, mirror, keep } => {
+                self.far = self.site.far_turn().await;
+                if self.far.is_none() {
+                    self.now = futures::stream::iter([Err(io::ErrorKind::QuotaExceeded.into())]).boxed();
+                    return;
+                }
                 let mut sources = self.site.anywhere(mirror.as_deref()).await;
                 if let Some(keep) = keep.filter(|_| self.check.is_some() && self.range.start == 0) {
                     let lease = Arc::new(sources.store.lease());

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 /// Short enough for a test to wait for.
 fn impatient() -> Limits {
     let short = Duration::from_millis(400);
-    Limits { connections: 16, head: short, stall: short, drain: Duration::from_secs(5) }
+    Limits { connections: 16, grace: short / 20, head: short, stall: short, drain: Duration::from_secs(5) }
 }
 
 /// The statuses that the words of a vector allow.
