@@ -268,6 +268,7 @@ impl<P: Peer> Client<P> {
                 self.give_up_wants(peer, now);
             }
         }
+        self.rescue_late(now);
     }
 
     /// The next thing to do. Call until `None`, after every other call.

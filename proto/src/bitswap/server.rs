@@ -29,8 +29,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub const MAX_WANTS: usize = 1024;
 /// A want-have of a block of at most this many bytes is answered with the block itself.
 pub const HAVE_REPLACED_BY_BLOCK: usize = 1024;
-/// Bytes of blocks that one load may bring.
-pub const LOAD_BUDGET: usize = super::message::TARGET_MESSAGE;
+/// Bytes of blocks that one load may bring: what was loaded cannot be cancelled any more.
+pub const LOAD_BUDGET: usize = 512 << 10;
 /// Most loads that are in flight at once, over all peers.
 pub const MAX_LOADS: usize = 8;
 /// Bytes waiting to be written to a peer at which nothing more is loaded for it.

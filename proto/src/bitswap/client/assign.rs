@@ -1,12 +1,16 @@
 //! Whom to ask next: the split of the waiting requests over the peers.
 
-use super::remote::Ask;
+use super::remote::REVIEW;
+use super::request::Request;
 use super::session::Session;
 use super::{Client, SessionId};
 use crate::bitswap::Peer;
 use crate::block::Digest;
 use std::ops::Bound;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A block is late when another peer would have brought it this many times over.
+const LATE: u32 = 3;
 
 /// One session's part in a round of turns.
 struct Turn<P> {
@@ -40,28 +44,54 @@ impl<P: Peer> Client<P> {
         let peers: Vec<P> =
             self.peers.iter().filter(|(_, remote)| remote.is_live(now)).map(|(peer, _)| *peer).collect();
         for peer in peers {
-            while let Some((digest, estimate)) = self.next_offer(peer) {
+            while let Some((digest, estimate)) = self.next_offer(peer, now) {
+                if let Some(slow) = self.requests.get(&digest).and_then(Request::at) {
+                    self.withdraw(digest, slow);
+                }
                 self.ask_for_block(peer, digest, estimate, now);
             }
         }
     }
 
-    fn next_offer(&mut self, peer: P) -> Option<(Digest, usize)> {
-        let remote = self.peers.get_mut(&peer)?;
-        while let Some((sequence, digest)) = remote.offers.first_key_value().map(|(s, d)| (*s, *d)) {
-            let request = self.requests.get(&digest).filter(|request| request.is_waiting());
-            let Some(request) = request.filter(|_| remote.ask(&digest) == Some(Ask::Has)) else {
-                remote.offers.remove(&sequence);
-                continue;
-            };
+    /// The next block that `peer` said it has and would bring sooner than others, with its estimated size.
+    fn next_offer(&mut self, peer: P, now: Instant) -> Option<(Digest, usize)> {
+        loop {
+            let remote = self.peers.get(&peer)?;
+            let (sequence, digest) = remote.offers.first_key_value().map(|(sequence, digest)| (*sequence, *digest))?;
+            let request = self.requests.get(&digest)?;
             let session = request.readers().find_map(|session| self.sessions.get(&session))?;
-            if !remote.has_room(session.block_size()) {
-                remote.pace.window_is_full();
+            let estimate = session.block_size();
+            let time = remote.expected(estimate, now);
+            if let Some(other) = request.at() {
+                // It comes from elsewhere. A word that this peer has it, too, is good for once.
+                if remote.has_room(estimate) && LATE * time < self.remaining(other, &digest, now) {
+                    return Some((digest, estimate));
+                }
+                self.peers.get_mut(&peer)?.offers.remove(&sequence);
+                continue;
+            }
+            if !remote.has_room(estimate) {
+                self.peers.get_mut(&peer)?.pace.window_is_full();
                 return None;
             }
-            return Some((digest, session.block_size()));
+            let mut trusted = self.candidates(session, now).filter(|other| session.record(other).is_proven());
+            let sooner = trusted.any(|other| {
+                other != peer && !request.is_refused_by(&other) && self.expected(other, estimate, now) < time
+            });
+            return (!sooner).then_some((digest, estimate));
         }
-        None
+    }
+
+    /// How long a block that `peer` was asked for will still take.
+    fn remaining(&self, peer: P, digest: &Digest, now: Instant) -> Duration {
+        let ask = self.peers.get(&peer).and_then(|remote| remote.ask(digest));
+        let age = ask.map(|ask| now.saturating_duration_since(ask.at)).unwrap_or_default();
+        self.expected(peer, 0, now).saturating_sub(age)
+    }
+
+    /// When `peer` would bring a block of `estimate` bytes.
+    fn expected(&self, peer: P, estimate: usize, now: Instant) -> Duration {
+        self.peers.get(&peer).map_or(Duration::MAX, |remote| remote.expected(estimate, now))
     }
 
     /// The sessions that wait for something, beginning after the one that came first last time.
@@ -87,23 +117,16 @@ impl<P: Peer> Client<P> {
         let guess = trusted.is_empty();
         if guess {
             let unknown = candidates.iter().copied().filter(|peer| session.record(peer).is_unknown());
-            trusted.extend(unknown.min_by_key(|peer| self.peers.get(peer).map(|remote| remote.expected(0))));
+            trusted.extend(unknown.min_by_key(|peer| self.expected(*peer, 0, now)));
         }
         Turn { session: id, candidates, trusted, guess, from: 0 }
     }
 
-    /// Assigns one request of a session. False when the session can have no more now.
+    /// Asks for one block of a session, at the peer that would bring it soonest. False when that peer has
+    /// no room now (the others would take longer), or nothing is left.
     fn take_turn(&mut self, turn: &mut Turn<P>, now: Instant) -> bool {
         let Some(session) = self.sessions.get(&turn.session) else { return false };
         let estimate = session.block_size();
-        let free = turn.trusted.iter().filter(|peer| self.peers.get(peer).is_some_and(|r| r.has_room(estimate)));
-        let free: Vec<P> = free.copied().collect();
-        if free.is_empty() {
-            for peer in turn.trusted.iter().filter(|_| !session.queue.is_empty()) {
-                self.peers.entry(*peer).and_modify(|remote| remote.pace.window_is_full());
-            }
-            return false;
-        }
         for (sequence, digest) in session.queue.range(turn.from..) {
             turn.from = *sequence + 1;
             let Some(request) = self.requests.get(digest) else { continue };
@@ -111,9 +134,14 @@ impl<P: Peer> Client<P> {
             if turn.guess && request.is_refused() {
                 continue;
             }
-            let able = free.iter().copied().filter(|peer| !request.is_refused_by(peer));
-            let soonest = able.min_by_key(|peer| self.peers.get(peer).map(|remote| remote.expected(estimate)));
+            let able = turn.trusted.iter().copied().filter(|peer| !request.is_refused_by(peer));
+            let soonest = able.min_by_key(|peer| self.expected(*peer, estimate, now));
             let (Some(peer), digest) = (soonest, *digest) else { continue };
+            let Some(remote) = self.peers.get_mut(&peer) else { continue };
+            if !remote.has_room(estimate) {
+                remote.pace.window_is_full();
+                return false;
+            }
             self.ask_for_block(peer, digest, estimate, now);
             if turn.guess {
                 for other in &turn.candidates {
@@ -123,6 +151,32 @@ impl<P: Peer> Client<P> {
             return true;
         }
         false
+    }
+
+    /// Takes blocks from peers that are so slow with them that a trusted peer with room would have
+    /// brought them several times over, and asks that one.
+    pub(super) fn rescue_late(&mut self, now: Instant) {
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            while let Some((digest, slow, age, peer, estimate)) = self.next_rescue(id, now) {
+                self.rescue(digest, slow, age, now);
+                self.ask_for_block(peer, digest, estimate, now);
+            }
+        }
+    }
+
+    fn next_rescue(&self, id: SessionId, now: Instant) -> Option<(Digest, P, Duration, P, usize)> {
+        let session = self.sessions.get(&id)?;
+        let estimate = session.block_size();
+        let free = self.candidates(session, now).filter(|peer| session.record(peer).is_proven());
+        let free = free.filter(|peer| self.peers.get(peer).is_some_and(|remote| remote.has_room(estimate)));
+        let (expected, peer) = free.map(|peer| (self.expected(peer, estimate, now), peer)).min()?;
+        session.wants.iter().find_map(|digest| {
+            let request = self.requests.get(digest)?;
+            let slow = request.rescuable().filter(|slow| *slow != peer && !request.is_refused_by(&peer))?;
+            let age = now.saturating_duration_since(self.peers.get(&slow)?.ask(digest)?.at);
+            (age > LATE * expected + REVIEW).then_some((*digest, slow, age, peer, estimate))
+        })
     }
 
     /// Asks the candidates that have not proven themselves whether they have what waits.

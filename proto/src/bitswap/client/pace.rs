@@ -8,9 +8,9 @@
 use std::time::{Duration, Instant};
 
 /// Window in bytes of a peer that was not measured yet.
-const FIRST_WINDOW: usize = 4 << 20;
-/// Smallest window in bytes: a few blocks, so that the peer's disk and wire work at once.
-const MIN_WINDOW: usize = 1 << 20;
+const FIRST_WINDOW: usize = 1 << 20;
+/// Smallest window in bytes.
+const MIN_WINDOW: usize = 128 << 10;
 /// Largest window in bytes: 1 Gbit/s at 500 ms.
 const MAX_WINDOW: usize = 64 << 20;
 /// Time that the window covers besides the round trip: for reading blocks and making messages.
@@ -21,10 +21,10 @@ const USUAL_LATENCY: Duration = Duration::from_millis(100);
 const USUAL_RATE: f64 = 10e6;
 /// Shortest and longest time in which an answer has to come.
 const SILENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
-/// Shortest and longest time after which a want that the peer passed over counts as refused.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// Bytes that a peer may put into one message: no answer shows before all of it is here.
 const MESSAGE: usize = 1 << 20;
+/// Long enough for anything.
+const A_DAY: Duration = Duration::from_secs(86_400);
 /// An answer may take this many times as long as expected.
 const TOLERANCE: f64 = 4.0;
 
@@ -70,6 +70,12 @@ impl Pace {
         self.full = false;
     }
 
+    /// A block was not here `age` after it was asked for: of what the window held then.
+    pub(super) fn late(&mut self, age: Duration) {
+        let bound = self.window() as f64 / age.as_secs_f64().max(1e-3);
+        self.rate = Some(self.rate.map_or(bound, |rate| rate.min(bound)));
+    }
+
     /// More could have been asked for, had the window been larger.
     pub(super) fn window_is_full(&mut self) {
         self.full = true;
@@ -83,18 +89,22 @@ impl Pace {
         }
     }
 
+    /// Shortest time from a want to its answer.
+    pub(super) fn latency(&self) -> Duration {
+        self.latency.unwrap_or(USUAL_LATENCY)
+    }
+
     /// Bytes that may be asked for at once.
     pub(super) fn window(&self) -> usize {
         let Some(rate) = self.rate else { return FIRST_WINDOW };
-        let time = self.latency.unwrap_or(USUAL_LATENCY) + SLACK;
+        let time = self.latency() + SLACK;
         saturating_bytes(2.0 * rate * time.as_secs_f64()).clamp(MIN_WINDOW, MAX_WINDOW)
     }
 
     /// When the last of `bytes` asked for now would be here.
     pub(super) fn expected(&self, bytes: usize) -> Duration {
         let seconds = bytes as f64 / self.rate.unwrap_or(USUAL_RATE).max(1.0);
-        let transfer = Duration::try_from_secs_f64(seconds).unwrap_or(PATIENCE.1);
-        self.latency.unwrap_or(USUAL_LATENCY) + transfer.min(PATIENCE.1)
+        self.latency() + Duration::try_from_secs_f64(seconds).unwrap_or(A_DAY).min(A_DAY)
     }
 
     /// How long the peer may be silent with `in_flight` bytes asked for.
@@ -103,11 +113,6 @@ impl Pace {
             return SILENCE.1;
         }
         self.expected(in_flight.min(MESSAGE)).mul_f64(TOLERANCE).clamp(SILENCE.0, SILENCE.1)
-    }
-
-    /// How old a want may get with `in_flight` bytes asked for while the peer answers others.
-    pub(super) fn patience(&self, in_flight: usize) -> Duration {
-        self.expected(in_flight.max(self.window())).mul_f64(TOLERANCE).clamp(PATIENCE.0, PATIENCE.1)
     }
 }
 
@@ -139,7 +144,7 @@ mod tests {
         deliver(&mut pace, &mut clock, 50_000_000, 2);
         let product = 50_000_000 / 10;
         assert!((2 * product..4 * product).contains(&pace.window()), "{}", pace.window());
-        deliver(&mut pace, &mut clock, 1_000_000, 10);
+        deliver(&mut pace, &mut clock, 100_000, 10);
         assert_eq!(pace.window(), MIN_WINDOW);
         deliver(&mut pace, &mut clock, 1_000_000_000, 1);
         assert_eq!(pace.window(), MAX_WINDOW);
@@ -171,9 +176,7 @@ mod tests {
         pace.answered(clock, clock + Duration::from_millis(1));
         deliver(&mut pace, &mut clock, 100_000_000, 1);
         assert_eq!(pace.silence(1 << 20), Duration::from_secs(1));
-        assert_eq!(pace.patience(1 << 20), Duration::from_secs(5));
         deliver(&mut pace, &mut clock, 100, 100);
         assert_eq!(pace.silence(1 << 20), Duration::from_secs(4));
-        assert_eq!(pace.patience(1 << 20), Duration::from_secs(30));
     }
 }

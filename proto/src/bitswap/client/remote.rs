@@ -12,40 +12,50 @@ pub(super) const MAX_LIVE: usize = 1024;
 /// Most want-haves without an answer.
 const MAX_QUESTIONS: usize = 256;
 /// Most refused wants that are left with the peer in case it gets the block.
-const MAX_KEPT: usize = 256;
+const MAX_KEPT: usize = 512;
 /// How long a peer that went silent is left alone, the first time. Doubles each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
-/// The longest such time.
+/// For how long others go before a peer that was slow, the first time. Doubles each time.
+const MIN_SLOW: Duration = Duration::from_secs(1);
+/// The longest such times.
 const MAX_BACKOFF: Duration = Duration::from_secs(300);
 /// Bytes of an incomplete message that count as a sign of life; fewer in [`Pace::silence`] are a trickle.
 const SIGN_OF_LIFE: usize = 16 << 10;
 /// How long incomplete messages alone keep a peer from counting as silent.
 const MAX_INCOMPLETE: Duration = Duration::from_secs(30);
-/// How often wants that the peer may have passed over are looked for.
-const REVIEW: Duration = Duration::from_secs(1);
+/// How often a peer that owes answers is looked at.
+pub(super) const REVIEW: Duration = Duration::from_millis(250);
+/// A want was passed over when a younger one was answered that was asked so much later.
+const PASSED_OVER: Duration = Duration::from_secs(5);
 /// Bytes nobody asked for after which a peer is cut.
 const MAX_UNSOLICITED: usize = 64 << 20;
 
 /// What a peer was asked about a block, and what it said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) struct Ask {
+    /// Age of the request: older ones have priority.
+    pub(super) sequence: u64,
+    /// When it was asked.
+    pub(super) at: Instant,
+    pub(super) state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
     /// want-block; `estimate` bytes are expected. `had`: it said `HAVE` before.
-    Block { at: Instant, estimate: usize, had: bool },
+    Block { estimate: usize, had: bool },
     /// want-have.
-    Question { at: Instant },
+    Question,
     /// It said `HAVE`, and has forgotten the want.
     Has,
     /// It said `DONT_HAVE`, and keeps the want: it may say otherwise later.
-    Kept { sequence: u64 },
+    Kept,
 }
 
 impl Ask {
-    /// When it was asked; `None` when no answer is due.
-    pub(super) fn asked(self) -> Option<Instant> {
-        match self {
-            Self::Block { at, .. } | Self::Question { at } => Some(at),
-            Self::Has | Self::Kept { .. } => None,
-        }
+    /// Whether the peer owes an answer.
+    pub(super) fn is_due(&self) -> bool {
+        matches!(self.state, State::Block { .. } | State::Question)
     }
 }
 
@@ -56,11 +66,16 @@ pub(super) struct Remote {
     asks: HashMap<Digest, Ask>,
     blocks: usize,
     questions: usize,
-    /// The asks of kind [`Ask::Kept`], by age of the request.
+    /// The asks of kind [`State::Kept`], by age of the request.
     kept: BTreeMap<u64, (Digest, Cid)>,
     /// Bytes asked for with want-block, as estimated.
     in_flight: usize,
-    /// Blocks that it has and nobody is asked for, by age of the request.
+    /// Bytes of blocks that were taken back and may come all the same, and when it was last asked before:
+    /// an answer to a younger ask shows that they are through.
+    cancelled: usize,
+    asked: Option<Instant>,
+    cancelled_after: Option<Instant>,
+    /// Blocks that it said it has, to be asked for when it would bring them soonest; by age of the request.
     pub(super) offers: BTreeMap<u64, Digest>,
     /// Changes to the wantlist it holds, not sent yet. One a block: boxo lets a cancel win over a want
     /// of the same block in the same message.
@@ -73,11 +88,15 @@ pub(super) struct Remote {
     review: Option<Instant>,
     /// When it last said something useful, or was asked after owing nothing.
     useful: Option<Instant>,
+    /// The ask that was answered last.
+    answered: Option<Ask>,
     /// Bytes of incomplete messages since the deadline was set.
     incomplete: usize,
     /// Not asked before this time.
     silent_until: Option<Instant>,
     backoff: Option<Duration>,
+    /// Others go first until then: blocks had to be rescued from it. And for how long the last time.
+    slow_until: Option<(Instant, Duration)>,
     /// A stream broke since the last block.
     failed: bool,
     /// Bytes that nobody asked for, less those that somebody did.
@@ -94,6 +113,11 @@ impl Remote {
         self.asks.get(digest).copied()
     }
 
+    /// Whether it said `HAVE`, and is not asked for the block yet.
+    pub(super) fn has_said_have(&self, digest: &Digest) -> bool {
+        self.asks.get(digest).is_some_and(|ask| ask.state == State::Has)
+    }
+
     pub(super) fn asks(&self) -> impl Iterator<Item = (&Digest, &Ask)> {
         self.asks.iter()
     }
@@ -108,9 +132,9 @@ impl Remote {
         self.blocks + self.questions
     }
 
-    /// Whether one more block may be asked for; one always may.
+    /// Whether one more block may be asked for. Two always may: one on the way while the other is read.
     pub(super) fn has_room(&self, estimate: usize) -> bool {
-        self.live() < MAX_LIVE && (self.blocks == 0 || self.in_flight + estimate <= self.pace.window())
+        self.live() < MAX_LIVE && (self.blocks < 2 || self.in_flight + self.cancelled + estimate <= self.pace.window())
     }
 
     /// Whether one more question may be asked.
@@ -118,40 +142,44 @@ impl Remote {
         self.questions < MAX_QUESTIONS && self.live() < MAX_LIVE
     }
 
-    /// When a block of `estimate` bytes would be here if it were asked for now.
-    pub(super) fn expected(&self, estimate: usize) -> Duration {
-        self.pace.expected(self.in_flight + estimate)
+    /// When a block of `estimate` bytes would be here if it were asked for now. A peer that owes an answer
+    /// for longer than usual gets less likely to give one.
+    pub(super) fn expected(&self, estimate: usize, now: Instant) -> Duration {
+        let owed = self.useful.filter(|_| self.due() > 0).map(|useful| now.saturating_duration_since(useful));
+        let late = owed.unwrap_or_default().saturating_sub(self.pace.latency());
+        let slow = self.slow_until.map(|(until, _)| until.saturating_duration_since(now)).unwrap_or_default();
+        self.pace.expected(self.in_flight + self.cancelled + estimate) + late + slow
     }
 
     /// Asks for a block, or whether it is there.
-    pub(super) fn want(&mut self, digest: Digest, cid: Cid, sequence: u64, ask: Ask) {
-        if self.due() == 0
-            && let Some(now) = ask.asked()
-        {
-            self.pace.resumed(self.useful, now);
-            self.useful = Some(now);
+    pub(super) fn want(&mut self, digest: Digest, cid: Cid, ask: Ask) {
+        if self.due() == 0 {
+            self.pace.resumed(self.useful, ask.at);
+            self.useful = Some(ask.at);
             self.incomplete = 0;
-            self.deadline = Some(now + self.pace.silence(self.in_flight));
-            self.review = Some(now + REVIEW);
+            self.deadline = Some(ask.at + self.pace.silence(self.in_flight));
+            self.review = Some(ask.at + REVIEW);
         }
+        self.asked = Some(ask.at);
         self.set(digest, Some(ask));
-        let kind = if matches!(ask, Ask::Block { .. }) { WantKind::Block } else { WantKind::Have };
+        let kind = if ask.state == State::Question { WantKind::Have } else { WantKind::Block };
         // Older requests first, also when they are asked again later than younger ones.
-        let priority = i32::MAX - i32::try_from(sequence % (1 << 31)).unwrap_or_default();
+        let priority = i32::MAX - i32::try_from(ask.sequence % (1 << 31)).unwrap_or_default();
         self.outbox.insert(digest, Want { cid, priority, kind, cancel: false, send_dont_have: true });
     }
 
     /// It said `HAVE`.
-    pub(super) fn has(&mut self, digest: Digest) {
-        self.set(digest, Some(Ask::Has));
+    pub(super) fn has(&mut self, digest: Digest, ask: Ask) {
+        self.set(digest, Some(Ask { state: State::Has, ..ask }));
     }
 
-    /// It said `DONT_HAVE`, and keeps the want. Takes back the one that it kept longest when it keeps many.
-    pub(super) fn keeps(&mut self, digest: Digest, cid: Cid, sequence: u64) {
-        self.set(digest, Some(Ask::Kept { sequence }));
-        self.kept.insert(sequence, (digest, cid));
+    /// It said `DONT_HAVE`, and keeps the want. When it keeps many, the youngest is taken
+    /// back, which is needed last.
+    pub(super) fn keeps(&mut self, digest: Digest, cid: Cid, ask: Ask) {
+        self.set(digest, Some(Ask { state: State::Kept, ..ask }));
+        self.kept.insert(ask.sequence, (digest, cid));
         if self.kept.len() > MAX_KEPT
-            && let Some((_, (digest, cid))) = self.kept.pop_first()
+            && let Some((_, (digest, cid))) = self.kept.pop_last()
         {
             self.take_back(digest, cid);
         }
@@ -159,7 +187,12 @@ impl Remote {
 
     /// Its answer is of no interest any more.
     pub(super) fn take_back(&mut self, digest: Digest, cid: Cid) {
-        if matches!(self.set(digest, None), Some(Ask::Block { .. } | Ask::Question { .. } | Ask::Kept { .. })) {
+        let Some(ask) = self.set(digest, None) else { return };
+        if let State::Block { estimate, .. } = ask.state {
+            self.cancelled += estimate;
+            self.cancelled_after = self.asked;
+        }
+        if ask.state != State::Has {
             let kind = WantKind::Block;
             self.outbox.insert(digest, Want { cid, priority: 1, kind, cancel: true, send_dont_have: false });
         }
@@ -176,22 +209,22 @@ impl Remote {
             Some(ask) => self.asks.insert(digest, ask),
             None => self.asks.remove(&digest),
         };
-        match before {
-            Some(Ask::Block { estimate, .. }) => {
+        match before.map(|ask| (ask.state, ask.sequence)) {
+            Some((State::Block { estimate, .. }, _)) => {
                 self.blocks -= 1;
                 self.in_flight -= estimate;
             }
-            Some(Ask::Question { .. }) => self.questions -= 1,
-            Some(Ask::Kept { sequence }) => _ = self.kept.remove(&sequence),
-            Some(Ask::Has) | None => {}
+            Some((State::Question, _)) => self.questions -= 1,
+            Some((State::Kept, sequence)) => _ = self.kept.remove(&sequence),
+            Some((State::Has, _)) | None => {}
         }
-        match ask {
-            Some(Ask::Block { estimate, .. }) => {
+        match ask.map(|ask| ask.state) {
+            Some(State::Block { estimate, .. }) => {
                 self.blocks += 1;
                 self.in_flight += estimate;
             }
-            Some(Ask::Question { .. }) => self.questions += 1,
-            Some(Ask::Kept { .. } | Ask::Has) | None => {}
+            Some(State::Question) => self.questions += 1,
+            Some(State::Kept | State::Has) | None => {}
         }
         if self.due() == 0 {
             (self.deadline, self.review) = (None, None);
@@ -199,15 +232,20 @@ impl Remote {
         before
     }
 
-    /// It said something that was asked for, `bytes` of it blocks. Call after the ask was changed.
-    pub(super) fn was_useful(&mut self, asked: Option<Instant>, bytes: usize, now: Instant) {
-        if let Some(asked) = asked {
-            self.pace.answered(asked, now);
+    /// It said something that was wanted: the answer to `ask`, or a block without being asked; `bytes` of
+    /// it blocks. Call after the ask was changed.
+    pub(super) fn was_useful(&mut self, ask: Option<Ask>, bytes: usize, now: Instant) {
+        if let Some(ask) = ask.filter(Ask::is_due) {
+            self.pace.answered(ask.at, now);
+            self.answered = Some(ask);
+            if self.cancelled_after.is_some_and(|after| after < ask.at) {
+                self.cancelled = 0;
+            }
         }
         if bytes > 0 {
             self.pace.delivered(bytes, now);
             self.unsolicited = self.unsolicited.saturating_sub(bytes);
-            (self.failed, self.silent_until, self.backoff) = (false, None, None);
+            (self.failed, self.silent_until, self.backoff, self.slow_until) = (false, None, None, None);
         }
         self.useful = Some(now);
         self.incomplete = 0;
@@ -217,6 +255,7 @@ impl Remote {
     /// It sent bytes that nobody asked for; true when that was too much.
     pub(super) fn was_useless(&mut self, bytes: usize) -> bool {
         self.unsolicited += bytes;
+        self.cancelled = self.cancelled.saturating_sub(bytes);
         self.unsolicited > MAX_UNSOLICITED
     }
 
@@ -242,12 +281,23 @@ impl Remote {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Wants so old that the peer, while it answers others, must have passed over them.
+    /// Wants that the peer must have passed over: it answered a younger one that was asked much later.
     pub(super) fn passed_over(&mut self, now: Instant) -> Vec<Digest> {
         self.review = self.review.map(|_| now + REVIEW);
-        let patience = self.pace.patience(self.in_flight);
-        let old = |ask: &Ask| ask.asked().is_some_and(|asked| asked + patience <= now);
+        let Some(last) = self.answered else { return Vec::new() };
+        let old = |ask: &Ask| ask.is_due() && ask.at + PASSED_OVER <= last.at && ask.sequence < last.sequence;
         self.asks.iter().filter(|(_, ask)| old(ask)).map(|(digest, _)| *digest).collect()
+    }
+
+    /// A block was rescued from it `age` after it was asked for. Others go first for a while, longer each
+    /// time.
+    pub(super) fn was_late(&mut self, age: Duration, now: Instant) {
+        self.pace.late(age);
+        let last = self.slow_until.unwrap_or((now, Duration::ZERO));
+        if last.0 <= now {
+            let time = (2 * last.1).clamp(MIN_SLOW, MAX_BACKOFF);
+            self.slow_until = Some((now + time, time));
+        }
     }
 
     /// It is left alone for a while, longer each time.

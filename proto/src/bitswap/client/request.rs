@@ -1,12 +1,12 @@
 //! A request: one block, whoever reads it; and what answers, silence and farewells do to it.
 
-use super::remote::{Ask, Remote};
+use super::remote::{Ask, Remote, State};
 use super::{Action, Client, SessionId};
 use crate::Cid;
 use crate::bitswap::Peer;
 use crate::block::{Block, Digest};
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A block that some session waits for.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Request<P> {
     readers: Vec<(SessionId, Cid)>,
     /// The peer that is asked for the block.
     at: Option<P>,
+    /// It was taken from a slow peer once.
+    rescued: bool,
     /// Peers with an [`Ask`] about it.
     asked: BTreeSet<P>,
     /// Peers that do not have it.
@@ -26,7 +28,8 @@ pub(super) struct Request<P> {
 
 impl<P: Peer> Request<P> {
     pub(super) fn new(cid: Cid, sequence: u64) -> Self {
-        Self { cid, sequence, readers: Vec::new(), at: None, asked: BTreeSet::new(), refused: BTreeSet::new() }
+        let (asked, refused) = (BTreeSet::new(), BTreeSet::new());
+        Self { cid, sequence, readers: Vec::new(), at: None, rescued: false, asked, refused }
     }
 
     pub(super) fn sequence(&self) -> u64 {
@@ -46,6 +49,16 @@ impl<P: Peer> Request<P> {
     /// No peer is asked for the block.
     pub(super) fn is_waiting(&self) -> bool {
         self.at.is_none()
+    }
+
+    /// The peer that is asked for the block.
+    pub(super) fn at(&self) -> Option<P> {
+        self.at
+    }
+
+    /// The peer that is asked for the block, unless the request was rescued from one already.
+    pub(super) fn rescuable(&self) -> Option<P> {
+        self.at.filter(|_| !self.rescued)
     }
 
     pub(super) fn is_refused_by(&self, peer: &P) -> bool {
@@ -74,8 +87,9 @@ impl<P: Peer> Client<P> {
             }
         }
         if let Some(remote) = self.peers.get_mut(&peer) {
-            let had = remote.ask(&digest) == Some(Ask::Has);
-            remote.want(digest, request.cid, request.sequence, Ask::Block { at: now, estimate, had });
+            let had = remote.has_said_have(&digest);
+            let state = State::Block { estimate, had };
+            remote.want(digest, request.cid, Ask { sequence: request.sequence, at: now, state });
         }
     }
 
@@ -84,7 +98,8 @@ impl<P: Peer> Client<P> {
         let (Some(request), Some(remote)) = (self.requests.get_mut(&digest), self.peers.get_mut(&peer)) else { return };
         if remote.ask(&digest).is_none() && !request.refused.contains(&peer) && remote.has_room_for_question() {
             request.asked.insert(peer);
-            remote.want(digest, request.cid, request.sequence, Ask::Question { at: now });
+            let ask = Ask { sequence: request.sequence, at: now, state: State::Question };
+            remote.want(digest, request.cid, ask);
         }
     }
 
@@ -94,11 +109,11 @@ impl<P: Peer> Client<P> {
             return false;
         };
         let bytes = block.bytes().len();
-        let asked = self.peers.get(&peer).and_then(|remote| remote.ask(&digest)).and_then(Ask::asked);
+        let ask = self.peers.get(&peer).and_then(|remote| remote.ask(&digest));
         if let Some(remote) = self.peers.get_mut(&peer) {
             remote.offers.remove(&request.sequence);
             remote.sent(digest);
-            remote.was_useful(asked, bytes, now);
+            remote.was_useful(ask, bytes, now);
         }
         self.forget(digest, &request);
         for (reader, cid) in request.readers {
@@ -117,28 +132,26 @@ impl<P: Peer> Client<P> {
     pub(super) fn answered(&mut self, peer: P, digest: Digest, have: bool, now: Instant) {
         let (Some(request), Some(remote)) = (self.requests.get_mut(&digest), self.peers.get_mut(&peer)) else { return };
         let Some(ask) = remote.ask(&digest) else { return };
-        match (ask, have) {
-            (Ask::Question { .. } | Ask::Kept { .. }, true) => {
-                remote.has(digest);
+        match (ask.state, have) {
+            (State::Question | State::Kept, true) => {
+                remote.has(digest, ask);
                 request.refused.remove(&peer);
-                if request.is_waiting() {
-                    remote.offers.insert(request.sequence, digest);
-                }
+                remote.offers.insert(request.sequence, digest);
             }
-            (Ask::Question { .. } | Ask::Block { had: false, .. }, false) => {
-                remote.keeps(digest, request.cid, request.sequence);
+            (State::Question | State::Block { had: false, .. }, false) => {
+                remote.keeps(digest, request.cid, ask);
                 self.refuse(digest, peer);
             }
             // It said that it had the block: it is not believed a second time.
-            (Ask::Has | Ask::Block { had: true, .. }, false) => {
+            (State::Has | State::Block { had: true, .. }, false) => {
                 remote.take_back(digest, request.cid);
                 request.asked.remove(&peer);
                 self.refuse(digest, peer);
             }
-            (Ask::Has | Ask::Block { .. }, true) | (Ask::Kept { .. }, false) => return,
+            (State::Has | State::Block { .. }, true) | (State::Kept, false) => return,
         }
         if let Some(remote) = self.peers.get_mut(&peer) {
-            remote.was_useful(ask.asked(), 0, now);
+            remote.was_useful(Some(ask), 0, now);
         }
     }
 
@@ -170,7 +183,7 @@ impl<P: Peer> Client<P> {
         }
         for asked in &request.asked {
             if let Some(remote) = self.peers.get_mut(asked)
-                && remote.ask(&digest) == Some(Ask::Has)
+                && remote.has_said_have(&digest)
             {
                 remote.offers.insert(request.sequence, digest);
             }
@@ -210,6 +223,26 @@ impl<P: Peer> Client<P> {
         }
         self.lose_all(digests, peer);
         self.news.push_back(Action::Stalled { peer });
+    }
+
+    /// Takes a block back from `slow`, which is asked for it, so that another peer may be asked.
+    pub(super) fn withdraw(&mut self, digest: Digest, slow: P) {
+        self.take_back(digest, slow);
+        if let Some(request) = self.requests.get_mut(&digest) {
+            request.asked.remove(&slow);
+        }
+        self.unassign(digest, slow);
+    }
+
+    /// As [`Self::withdraw`], once in a request's life, because `slow` was asked `age` ago.
+    pub(super) fn rescue(&mut self, digest: Digest, slow: P, age: Duration, now: Instant) {
+        self.withdraw(digest, slow);
+        if let Some(request) = self.requests.get_mut(&digest) {
+            request.rescued = true;
+        }
+        if let Some(remote) = self.peers.get_mut(&slow) {
+            remote.was_late(age, now);
+        }
     }
 
     /// Takes back what a peer passed over.

@@ -1,4 +1,4 @@
-use super::remote::{Ask, MAX_LIVE};
+use super::remote::{Ask, MAX_LIVE, State};
 use super::*;
 
 impl<P: Peer> Client<P> {
@@ -6,8 +6,9 @@ impl<P: Peer> Client<P> {
     pub(in crate::bitswap) fn check(&self) {
         for (digest, request) in &self.requests {
             assert!(request.readers().next().is_some(), "a request without readers: {request:?}");
-            let asks =
-                |(peer, remote): (&P, &Remote)| matches!(remote.ask(digest), Some(Ask::Block { .. })).then_some(*peer);
+            let asks = |(peer, remote): (&P, &Remote)| {
+                matches!(remote.ask(digest), Some(Ask { state: State::Block { .. }, .. })).then_some(*peer)
+            };
             let at: Vec<P> = self.peers.iter().filter_map(asks).collect();
             assert!(at.len() <= 1 && at.is_empty() == request.is_waiting(), "asked of {at:?}: {request:?}");
         }
@@ -25,9 +26,12 @@ impl<P: Peer> Client<P> {
         for remote in self.peers.values() {
             assert!(remote.live() <= MAX_LIVE);
             assert!(remote.asks().all(|(digest, _)| self.requests.contains_key(digest)), "an ask without a request");
-            let due = remote.asks().filter(|(_, ask)| ask.asked().is_some()).count();
-            let kept = remote.asks().filter(|(_, ask)| matches!(ask, Ask::Kept { .. })).count();
+            let due = remote.asks().filter(|(_, ask)| ask.is_due()).count();
+            let kept = remote.asks().filter(|(_, ask)| ask.state == State::Kept).count();
             assert_eq!(remote.live(), due + kept);
+            let offers =
+                |(_, digest): (&u64, &Digest)| self.requests.contains_key(digest) && remote.has_said_have(digest);
+            assert!(remote.offers.iter().all(offers), "an offer without a word of it");
             assert_eq!(remote.next_wake().is_some(), due > 0, "a clock runs while an answer is due");
         }
     }
