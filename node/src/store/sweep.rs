@@ -219,7 +219,7 @@ impl Store {
     fn write_part(&self, ops: Vec<Op>, part: SnapshotPart) -> Result<(), StoreError> {
         let log = &self.0.log;
         log.append_batch(&mut log.tail(), Batch { ops, gone: Vec::new(), snapshot: Some(part) })?;
-        log.sync()
+        if part.last { log.sync() } else { log.relieve() }
     }
 
     /// Carries out for good what segments that are about to go say about blocks in other segments.

@@ -75,3 +75,49 @@ fn one_gib_in_blocks_of_256_kib() {
 fn two_hundred_thousand_small_blocks() {
     run(tempfile::tempdir().unwrap().path(), 200_000, 2_000, true);
 }
+
+#[test]
+#[ignore = "takes a minute"]
+fn the_index_under_churn() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for round in 0..20_u64 {
+        let lease = store.lease().uncompressed();
+        for number in 0..20_000_u64 {
+            let bytes = [round.to_le_bytes(), number.to_le_bytes()].concat();
+            lease.put(&Block::v1(RAW, bytes.into()).unwrap()).unwrap();
+        }
+        lease.commit(Vec::new()).unwrap();
+        drop(lease);
+        store.gc(&GcOptions::default()).unwrap();
+        let size = store.0.log.index.db.size_on_disk().unwrap();
+        println!("round {round}: index {} MiB, RSS {:?} MiB", size >> 20, memory());
+    }
+}
+
+#[test]
+#[ignore = "takes half a minute"]
+fn puts_and_commits_while_gc_sweeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let lease = store.lease().uncompressed();
+    (0..100_000).for_each(|seed| assert!(lease.put(&leaf(seed, 500)).unwrap().new));
+    lease.commit(Vec::new()).unwrap();
+    drop(lease);
+    std::thread::scope(|scope| {
+        let gc = scope.spawn(|| store.gc(&GcOptions::default()).unwrap());
+        let mut worst = [Duration::ZERO; 2];
+        let mut rounds = 0;
+        while !gc.is_finished() {
+            rounds += 1;
+            let block = leaf(1_000_000 + rounds, 2_000);
+            let lease = store.lease();
+            let start = Instant::now();
+            lease.put(&block).unwrap();
+            worst[0] = worst[0].max(start.elapsed());
+            lease.commit(vec![pin(*block.cid())]).unwrap();
+            worst[1] = worst[1].max(start.elapsed());
+        }
+        println!("{rounds} rounds; slowest put {:?}, slowest put and commit {:?}", worst[0], worst[1]);
+    });
+}

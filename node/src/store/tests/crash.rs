@@ -179,3 +179,26 @@ fn after_a_failed_sync_the_store_only_reads() {
     assert!(matches!(store.gc(&GcOptions::default()).unwrap_err(), StoreError::ReadOnly));
     assert_holds(&store, &dag);
 }
+
+#[test]
+fn a_hole_that_a_power_cut_undid_stays_empty_after_the_record_of_its_deletion_is_gone() {
+    let base = scratch();
+    let (dir, image, faults) = (base.path().join("store"), base.path().join("image"), Faults::default());
+    let store = Store::open_on(&dir, disk(&faults), SMALL).unwrap();
+    let (kept, deleted) = (publish(&store, 1), publish(&store, 2));
+    store.commit(vec![Op::RemovePath(hash_part(2))]).unwrap();
+    store.gc(&GcOptions::default()).unwrap();
+    // The deletion is recorded in a segment that goes in its turn, with all that is in it.
+    for seed in 3..9 {
+        publish(&store, seed);
+        store.commit(vec![Op::RemovePath(hash_part(seed))]).unwrap();
+    }
+    store.gc(&GcOptions::default()).unwrap();
+    assert!(dir.join("packs/00000001.pack").exists() && !dir.join("packs/00000002.pack").exists());
+    copy_dir(&dir, &image);
+    cut_power(&image, &dir, &faults, false);
+    fs::remove_dir_all(image.join("index")).unwrap();
+    let store = small(&image);
+    assert_holds(&store, &kept);
+    assert_lacks(&store, &deleted);
+}

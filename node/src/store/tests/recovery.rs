@@ -124,6 +124,7 @@ fn an_index_that_is_gone_damaged_or_old_is_made_good_from_the_packs() {
     drop(store);
     let db = dir.path().join("index/db");
     let whole = fs::read(&db).unwrap();
+    let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
     for round in 0..40_usize {
         let mut bad = if round < 2 { old.clone() } else { whole.clone() };
         match round % 4 {
@@ -131,7 +132,7 @@ fn an_index_that_is_gone_damaged_or_old_is_made_good_from_the_packs() {
             1 => {}
             2 => bad.truncate(bad.len() * round / 40),
             _ => {
-                let at = round * 104_729 % bad.len();
+                let at = used[round * 7_919 % used.len()];
                 bad[at] ^= 1 << (round % 8);
             }
         }
@@ -191,4 +192,40 @@ fn a_log_that_ends_before_the_index_does_is_reported_as_damage() {
     assert!(store.recovery().rebuilt);
     assert!(!store.verify(false, false).unwrap().is_clean());
     assert_holds(&store, &first);
+}
+
+#[test]
+fn damage_to_the_index_that_is_met_late_is_made_good_by_opening_again() {
+    let dir = scratch();
+    let store = Store::open(dir.path()).unwrap();
+    let blocks: Vec<_> = (0..4_000).map(|seed| leaf(seed, 20)).collect();
+    let lease = store.lease();
+    put_all(&lease, &blocks);
+    lease.commit(Vec::new()).unwrap();
+    drop((lease, store));
+    let db = dir.path().join("index/db");
+    let whole = fs::read(&db).unwrap();
+    let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
+    let mut late = 0;
+    for round in 0..25_usize {
+        let mut bad = fs::read(&db).unwrap();
+        let at = used[round * 15_485_863 % used.len()];
+        bad[at] ^= 1 << (round % 8);
+        fs::write(&db, bad).unwrap();
+        let read = |store: &Store| {
+            blocks.iter().try_for_each(|block| {
+                store.block(block.cid()).map(|found| {
+                    assert!(found.is_some());
+                })
+            })
+        };
+        let store = Store::open(dir.path()).unwrap();
+        if let Err(error) = read(&store) {
+            assert!(matches!(error, StoreError::Index(_)), "{error:?}");
+            late += 1;
+        }
+        drop(store);
+        read(&Store::open(dir.path()).unwrap()).unwrap();
+    }
+    assert!(late > 0);
 }
