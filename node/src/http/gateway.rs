@@ -78,6 +78,7 @@ pub(super) async fn serve(
 
 /// The format that the query asks for, or else the `Accept` header (IPIP-523).
 fn format(query: &str, headers: &HeaderMap) -> Result<Option<Format>, &'static str> {
+    // A file's entity is all of it. A directory's would be less; all of it is more than was asked for.
     let whole = match parameter(query, "dag-scope") {
         None | Some("all" | "entity") => true,
         Some("block") => false,

@@ -1,6 +1,7 @@
 //! The server on loopback, asked byte for byte.
 
 mod cache;
+mod conformance;
 mod gateway;
 mod hostile;
 mod passing;
