@@ -51,22 +51,22 @@ impl<'a> Writer<'a> {
         self.write()
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self.staged.get(key) {
             Some(staged) => Ok(staged.clone()),
             None => Ok(self.index.db.get(key).map_err(self.index.failure())?.map(|bytes| bytes.to_vec())),
         }
     }
 
-    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
         self.stage(key, Some(value))
     }
 
-    pub(super) fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
+    fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
         self.stage(key, None)
     }
 
-    pub(super) fn block(&self, digest: &Digest) -> Result<Option<BlockRow>, StoreError> {
+    fn block(&self, digest: &Digest) -> Result<Option<BlockRow>, StoreError> {
         self.record(&key(BLOCK, &digest.0))
     }
 
@@ -118,7 +118,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Removes a block's row.
-    pub(super) fn remove_block(&mut self, digest: &Digest) -> Result<(), StoreError> {
+    fn remove_block(&mut self, digest: &Digest) -> Result<(), StoreError> {
         if let Some(old) = self.block(digest)? {
             self.discount(&old);
             self.remove(key(BLOCK, &digest.0))?;
@@ -221,31 +221,36 @@ impl<'a> Writer<'a> {
     }
 }
 
+// What follows leaves the position in the log as it is, and goes row by row: a sled batch makes two syncs of its
+// own, and the disk should be free for those of the log. sled keeps the order, so a note is never gone before what it
+// asks for is done.
+
 /// Sets or clears the public flag of blocks that are there; no record of the log changes.
 pub(super) fn set_public(index: &Index, digests: &[Digest], public: bool) -> Result<(), StoreError> {
-    let mut writer = Writer::new(index);
+    let _alone = lock(&index.applied);
     for digest in digests {
-        if let Some(row) = writer.block(digest)?.filter(|row| row.public != public) {
-            writer.put(key(BLOCK, &digest.0), BlockRow { public, ..row }.to_row())?;
+        if let Some(row) = index.block(digest)?.filter(|row| row.public != public) {
+            let row = BlockRow { public, ..row }.to_row();
+            index.db.insert(key(BLOCK, &digest.0), row).map_err(StoreError::Index)?;
         }
     }
-    writer.finish()
+    Ok(())
 }
 
 /// Notes that all blocks of these roots are public now.
 pub(super) fn shown(index: &Index, roots: &[Cid]) -> Result<(), StoreError> {
-    let mut writer = Writer::new(index);
+    let _alone = lock(&index.applied);
     for root in roots {
-        writer.remove(key(UNSHOWN, &root.to_bytes()))?;
+        index.db.remove(key(UNSHOWN, &root.to_bytes())).map_err(StoreError::Index)?;
     }
-    writer.finish()
+    Ok(())
 }
 
 /// Removes the note `stale`, unless there is a newer one.
 pub(super) fn public_is_fresh(index: &Index, stale: &[u8]) -> Result<(), StoreError> {
-    let mut writer = Writer::new(index);
-    if writer.get(STALE_PUBLIC)?.as_deref() == Some(stale) {
-        writer.remove(STALE_PUBLIC.to_vec())?;
+    let _alone = lock(&index.applied);
+    if index.stale_public()?.as_deref() == Some(stale) {
+        index.db.remove(STALE_PUBLIC).map_err(StoreError::Index)?;
     }
-    writer.finish()
+    Ok(())
 }

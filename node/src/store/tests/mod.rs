@@ -5,6 +5,7 @@ mod crash;
 pub(super) mod faults;
 mod gc;
 mod leaves;
+mod public;
 mod publish_bench;
 mod records;
 mod recovery;

@@ -1,0 +1,28 @@
+//! What an interrupted commit left to be shown or hidden.
+
+use super::super::{apply, index};
+use super::*;
+
+#[test]
+fn opening_shows_and_hides_what_a_commit_had_only_begun_to() {
+    let dir = scratch();
+    let mut store = small(dir.path());
+    let dag = publish(&store, 1);
+    let other = leaf(900, 100);
+    store.lease().put(&other).unwrap();
+    store.commit(Vec::new()).unwrap();
+    let digests: Vec<_> = dag.iter().map(|block| block.digest().unwrap()).collect();
+    for done in 0..=digests.len() {
+        let index = &store.0.log.index;
+        index.db.insert(index::key(index::UNSHOWN, &root(&dag).to_bytes()), Vec::new()).unwrap();
+        apply::set_public(index, &digests[done..], false).unwrap();
+        index.db.insert(index::STALE_PUBLIC, vec![7]).unwrap();
+        apply::set_public(index, &[other.digest().unwrap()], true).unwrap();
+        drop(store);
+        store = small(dir.path());
+        assert!(digests.iter().all(|digest| store.is_public(digest).unwrap()), "{done} were shown");
+        assert!(!store.is_public(&other.digest().unwrap()).unwrap());
+        assert!(store.0.log.index.unshown().unwrap().is_empty());
+        assert_eq!(store.0.log.index.stale_public().unwrap(), None);
+    }
+}
