@@ -36,9 +36,9 @@ impl Store {
     pub(super) fn open_on(dir: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let lock = acquire(dir)?;
-        make_room(dir);
         let packs = dir.join("packs");
         let salt = format(dir, &packs, &disk)?;
+        make_room(dir);
         fs::create_dir_all(&packs).map_err(StoreError::io("create", &packs))?;
         disk.sync_dir(dir)?;
         let segments = Segments::new(packs, disk, salt);
@@ -122,8 +122,8 @@ fn acquire(dir: &Path) -> Result<File, StoreError> {
 /// Checks the version of the store, or sets it for a new one, and returns the salt.
 fn format(dir: &Path, packs: &Path, disk: &Disk) -> Result<Salt, StoreError> {
     let path = dir.join("format");
-    let found = match fs::read_to_string(&path) {
-        Ok(text) => Some(text),
+    let found = match fs::read(&path) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => return Err(StoreError::io("read", &path)(e)),
     };

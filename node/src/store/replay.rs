@@ -68,77 +68,128 @@ pub(super) fn replay(
         let Some(segment) = segments.open(number)? else { continue };
         let length = segment.len()?;
         let start = if number == from.segment { from.offset } else { 0 }.max(SEGMENT_HEADER as u64);
-        let durable =
-            if Some(&number) == numbers.last() { known_durable(segments, &segment, start, length)? } else { length };
-        let end = apply_segment(segments, index, &segment, start..length, durable, report)?;
+        let mut scan = Scan { segments, segment: &segment, length, durable: length, is_last: false };
+        if Some(&number) == numbers.last() {
+            // What a killed process wrote may be in the kernel only; the index must not get ahead of the disk.
+            segments.disk.sync(&segment.file, &segment.path)?;
+            scan.is_last = true;
+            scan.durable = scan.known_durable(start)?;
+        }
+        let end = scan.apply(index, start, report)?;
         last = Some((segment, end));
     }
     Ok(last)
 }
 
-/// Up to where the last segment was synced, as far as later records tell.
-fn known_durable(segments: &Segments, segment: &Segment, start: u64, length: u64) -> Result<u64, StoreError> {
-    let (mut at, mut durable) = (start, start);
-    while let Some(header) = next_header(segments, segment, at, length)? {
-        durable = durable.max(u64::from(header.durable));
-        at = header.end();
-    }
-    Ok(durable)
+/// The reading of one segment.
+struct Scan<'a> {
+    segments: &'a Segments,
+    segment: &'a Segment,
+    /// Bytes of the file.
+    length: u64,
+    /// Up to here the segment was synced by whoever wrote it.
+    durable: u64,
+    /// The log goes on in this segment.
+    is_last: bool,
 }
 
-fn apply_segment(
-    segments: &Segments,
-    index: &Index,
-    segment: &Segment,
-    range: Range<u64>,
-    durable: u64,
-    report: &mut Recovery,
-) -> Result<u64, StoreError> {
-    let length = range.end;
-    let mut writer = Writer::new(index);
-    let mut at = range.start;
-    while at < length {
-        let header = segment.header(at, &segments.salt)?;
-        let record = match &header {
-            // The bytes of a block that is known to be durable are checked when they are read.
-            Some(header) if header.content.kind == Kind::Block && header.end() <= durable.min(length) => {
-                block(segment, header)
-            }
-            Some(header) => read_record(segment, header)?,
-            None => Found::Bad,
-        };
-        match (record, header) {
-            (Found::Record(what), Some(header)) => {
-                at = header.end().min(length);
-                if let What::Batch(batch) = &*what {
-                    report.excuse(&batch.gone);
+enum Found {
+    Record(Box<What>),
+    Erased,
+    Bad,
+}
+
+impl Scan<'_> {
+    /// Up to where the segment was synced, as far as later records tell.
+    fn known_durable(&self, start: u64) -> Result<u64, StoreError> {
+        let (mut at, mut durable) = (start, start);
+        while let Some(header) = next_header(self.segments, self.segment, at, self.length)? {
+            durable = durable.max(u64::from(header.durable));
+            at = header.end();
+        }
+        Ok(durable)
+    }
+
+    /// Applies what lies behind `at` to the index, and returns where the segment ends then.
+    fn apply(&self, index: &Index, mut at: u64, report: &mut Recovery) -> Result<u64, StoreError> {
+        let number = self.segment.number;
+        let mut writer = Writer::new(index);
+        while at < self.length {
+            let header = self.segment.header(at, &self.segments.salt)?;
+            let found = header.as_ref().map_or(Ok(Found::Bad), |header| self.read(header))?;
+            let overruns = header.as_ref().is_some_and(|header| header.end() > self.length);
+            match (found, header) {
+                (Found::Record(what), Some(header)) => {
+                    at = header.end();
+                    if let What::Batch(batch) = &*what {
+                        report.excuse(&batch.gone);
+                    }
+                    writer.apply(&Change { end: Position { segment: number, offset: at }, what: *what })?;
+                    report.replayed += 1;
                 }
-                writer.apply(&Change { end: Position { segment: segment.number, offset: at }, what: *what })?;
-                report.replayed += 1;
-            }
-            (Found::Erased, Some(header)) => at = header.end(),
-            _ if at >= durable => {
-                report.cut += length - at;
-                segments.disk.truncate(&segment.file, &segment.path, at)?;
-                segments.disk.sync(&segment.file, &segment.path)?;
-                break;
-            }
-            (_, Some(header)) => {
-                report.damage(segment.number, at..header.end());
-                at = header.end();
-            }
-            (_, None) => {
-                let next = next_header(segments, segment, at, length)?.map_or(length, |next| u64::from(next.offset));
-                if !is_zero(segment, at..next)? {
-                    report.damage(segment.number, at..next);
+                (Found::Erased, Some(header)) => at = header.end(),
+                // The log goes on here, so nothing of a record that is not whole may stay.
+                _ if at >= self.durable || overruns && self.is_last => {
+                    report.cut += self.length - at;
+                    if at < self.durable {
+                        report.damage(number, at..self.durable);
+                    }
+                    self.set_len(at)?;
+                    break;
                 }
-                at = next;
+                (_, Some(header)) => {
+                    report.damage(number, at..header.end());
+                    at = header.end();
+                }
+                (_, None) => at = self.pass_over(at, report)?,
             }
         }
+        if self.is_last && at > self.length {
+            // Zeros up to the place of the next record, which the write did not come to.
+            self.set_len(at)?;
+        }
+        writer.advance(Position { segment: number, offset: at });
+        writer.finish()?;
+        Ok(at)
     }
-    writer.advance(Position { segment: segment.number, offset: at });
-    writer.finish()?;
-    Ok(at)
+
+    fn read(&self, header: &Header) -> Result<Found, StoreError> {
+        let is_block = header.content.kind == Kind::Block;
+        let block = || {
+            let row = BlockRow::of(self.segment.number, header);
+            Found::Record(Box::new(What::Block(header.content.digest, row)))
+        };
+        // The bytes of a block that is known to be durable are checked when they are read.
+        if is_block && header.end() <= self.durable.min(self.length) {
+            return Ok(block());
+        }
+        let payload = self.segment.read(header.payload(), header.stored as usize)?;
+        let Some(payload) = payload else { return Ok(Found::Bad) };
+        if crc32c::crc32c(&payload) != header.payload_crc {
+            let erased = is_block && payload.iter().all(|byte| *byte == 0);
+            return Ok(if erased { Found::Erased } else { Found::Bad });
+        }
+        if is_block {
+            return Ok(block());
+        }
+        Ok(Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))))
+    }
+
+    /// Finds the next record behind a place that holds none. Between them is a hole, or damage.
+    fn pass_over(&self, at: u64, report: &mut Recovery) -> Result<u64, StoreError> {
+        let next = next_header(self.segments, self.segment, at, self.length)?;
+        let next = next.map_or_else(|| self.length.next_multiple_of(ALIGN as u64), |next| u64::from(next.offset));
+        if !is_zero(self.segment, at..next.min(self.length))? {
+            report.damage(self.segment.number, at..next);
+        }
+        Ok(next)
+    }
+
+    fn set_len(&self, length: u64) -> Result<(), StoreError> {
+        let Segment { file, path, .. } = self.segment;
+        self.segments.disk.truncate(file, path, length)?;
+        self.segments.disk.sync(file, path)
+    }
 }
 
 /// Whether a part of a segment holds nothing but zeros.
@@ -152,28 +203,6 @@ fn is_zero(segment: &Segment, part: Range<u64>) -> Result<bool, StoreError> {
         }
     }
     Ok(true)
-}
-
-enum Found {
-    Record(Box<What>),
-    Erased,
-    Bad,
-}
-
-fn read_record(segment: &Segment, header: &Header) -> Result<Found, StoreError> {
-    let Some(payload) = segment.read(header.payload(), header.stored as usize)? else { return Ok(Found::Bad) };
-    if crc32c::crc32c(&payload) != header.payload_crc {
-        let erased = header.content.kind == Kind::Block && payload.iter().all(|byte| *byte == 0);
-        return Ok(if erased { Found::Erased } else { Found::Bad });
-    }
-    Ok(match header.content.kind {
-        Kind::Block => block(segment, header),
-        Kind::Batch => Batch::decode(&payload).map_or(Found::Bad, |batch| Found::Record(Box::new(What::Batch(batch)))),
-    })
-}
-
-fn block(segment: &Segment, header: &Header) -> Found {
-    Found::Record(Box::new(What::Block(header.content.digest, BlockRow::of(segment.number, header))))
 }
 
 /// The first valid record header at or behind `at`.

@@ -33,6 +33,8 @@ impl Store {
     /// Deletes every block that is neither marked nor leased.
     pub(super) fn sweep(&self, marked: &DigestSet, report: &mut GcReport) -> Result<Live, StoreError> {
         let mut live = Live { current: self.0.log.current_segment(), bytes: HashMap::new() };
+        // What lies in the segments before that one is in the index when the blocks are gone through.
+        self.0.log.sync()?;
         let mut candidates = Vec::with_capacity(MAX_ROWS);
         let mut deleted = Vec::new();
         for block in self.0.log.index.blocks() {
@@ -118,6 +120,11 @@ impl Store {
             return Ok(());
         }
         self.0.log.sync()?;
+        // A block whose record a move did not meet (its header is damaged) still needs its segment.
+        for block in self.0.log.index.blocks() {
+            let (segment, _) = block?.1.location.record();
+            doomed.retain(|number| *number != segment);
+        }
         self.write_snapshot()?;
         self.settle_deletions(&doomed)?;
         for number in doomed {
@@ -163,7 +170,7 @@ impl Store {
     fn move_blocks(&self, number: u32) -> Result<bool, StoreError> {
         let log = &self.0.log;
         let Some(segment) = log.segments.open(number)? else { return Ok(true) };
-        let moved = self.for_each_record(&segment, |header| {
+        self.for_each_record(&segment, |header| {
             let here = header.location(number);
             let is_live =
                 || Ok::<_, StoreError>(log.lookup(&header.content.digest)?.is_some_and(|row| row.location == here));
@@ -185,16 +192,7 @@ impl Store {
                 log.append_block(&mut tail, header.content, &payload)?;
             }
             Ok(true)
-        })?;
-        log.sync()?;
-        // A row whose record the scan did not meet (a damaged header) still needs the segment.
-        let lies_here = |row: &BlockRow| matches!(row.location, Location::Pack { segment, .. } if segment == number);
-        for block in log.index.blocks() {
-            if !moved || lies_here(&block?.1) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        })
     }
 
     /// Writes all metadata once more, at the end of the log.

@@ -1,6 +1,6 @@
 //! What GC deletes, what it spares, and what it must not touch.
 
-use super::super::{GcOptions, Location, StoreError};
+use super::super::{GcOptions, GcReport, Location, StoreError};
 use super::*;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -215,4 +215,18 @@ fn pinning_an_old_root_during_gc_either_holds_all_of_it_or_fails() {
         store.gc(&ALL).unwrap();
         assert!(store.verify(true, false).unwrap().is_clean());
     }
+}
+
+#[test]
+fn segments_that_are_sealed_while_gc_begins_keep_what_is_not_in_the_index_yet() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let blocks: Vec<_> = (0..60).map(|seed| leaf(seed, 2_000)).collect();
+    let lease = store.lease();
+    put_all(&lease, &blocks);
+    assert!(store.0.log.current_segment() > 3);
+    let nothing = super::super::lock(&store.0.leases).empty_set();
+    let live = store.sweep(&nothing, &mut GcReport::default()).unwrap();
+    store.reclaim(&live).unwrap();
+    assert_holds(&store, &blocks);
 }

@@ -1,6 +1,7 @@
 //! Opening what is torn, damaged or incomplete.
 
 use super::super::StoreError;
+use super::super::ops::Batch;
 use super::*;
 use std::fs;
 use std::path::PathBuf;
@@ -43,6 +44,14 @@ fn a_tail_cut_at_any_byte_loses_only_the_commit_that_it_cuts() {
         assert!(has_both == (cut == whole.len()) || whole.len() - cut < 8, "cut at {cut}");
         let report = store.verify(true, false).unwrap();
         assert!(report.is_clean(), "cut at {cut}: {report:?}");
+        // The log goes on where it was cut, and what is written then is found again.
+        publish(&store, 3);
+        let before = picture(&store);
+        drop(store);
+        drop_index(cut_dir.path());
+        let store = Store::open(cut_dir.path()).unwrap();
+        assert_eq!(picture(&store), before, "cut at {cut}");
+        assert_eq!(store.recovery().damages, 0, "cut at {cut}");
         drop(store);
         drop_index(cut_dir.path());
     }
@@ -192,6 +201,29 @@ fn a_log_that_ends_before_the_index_does_is_reported_as_damage() {
     assert!(store.recovery().rebuilt);
     assert!(!store.verify(false, false).unwrap().is_clean());
     assert_holds(&store, &first);
+    let third = publish(&store, 3);
+    drop(store);
+    drop_index(dir.path());
+    let store = Store::open(dir.path()).unwrap();
+    assert_holds(&store, &[first, third].concat());
+    assert!(store.path(&hash_part(3)).unwrap().is_some());
+}
+
+#[test]
+fn what_a_killed_process_put_is_durable_once_a_commit_relies_on_it() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let block = leaf(1, 1_000);
+    let lease = store.lease();
+    lease.put(&block).unwrap();
+    drop((lease, store));
+    let faults = faults::Faults::default();
+    let store = Store::open_on(dir.path(), Disk { faults: faults.clone() }, SMALL).unwrap();
+    let lease = store.lease();
+    assert!(!lease.put(&block).unwrap().new);
+    lease.commit(Vec::new()).unwrap();
+    let pack = packs(dir.path()).remove(0);
+    assert_eq!(faults.durable(&pack), fs::metadata(&pack).unwrap().len());
 }
 
 #[test]
@@ -228,4 +260,28 @@ fn damage_to_the_index_that_is_met_late_is_made_good_by_opening_again() {
         read(&Store::open(dir.path()).unwrap()).unwrap();
     }
     assert!(late > 0);
+}
+
+#[test]
+fn what_an_interrupted_commit_left_to_show_or_hide_is_done_when_the_store_is_opened() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dag = dag(1, 9, 100);
+    let lease = store.lease();
+    put_all(&lease, &dag);
+    // The record is durable and in the index, and then the process is gone.
+    let half_commit = |store: &Store, ops| {
+        store.0.log.append_batch(&mut store.0.log.tail(), Batch::of(ops)).unwrap();
+        store.0.log.sync().unwrap();
+    };
+    let public = |store: &Store| dag.iter().filter(|b| store.is_public(&b.digest().unwrap()).unwrap()).count();
+    half_commit(&store, entry(1, root(&dag)));
+    assert_eq!(public(&store), 0);
+    drop((lease, store));
+    let store = small(dir.path());
+    assert_eq!(public(&store), dag.len());
+    half_commit(&store, vec![Op::RemovePath(hash_part(1))]);
+    assert_eq!(public(&store), dag.len());
+    drop(store);
+    assert_eq!(public(&small(dir.path())), 0);
 }
