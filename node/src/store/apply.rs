@@ -231,7 +231,7 @@ pub(super) fn set_public(index: &Index, digests: &[Digest], public: bool) -> Res
     for digest in digests {
         if let Some(row) = index.block(digest)?.filter(|row| row.public != public) {
             let row = BlockRow { public, ..row }.to_row();
-            index.db.insert(key(BLOCK, &digest.0), row).map_err(StoreError::Index)?;
+            index.db.insert(key(BLOCK, &digest.0), row).map_err(index.failure())?;
         }
     }
     Ok(())
@@ -241,7 +241,7 @@ pub(super) fn set_public(index: &Index, digests: &[Digest], public: bool) -> Res
 pub(super) fn shown(index: &Index, roots: &[Cid]) -> Result<(), StoreError> {
     let _alone = lock(&index.applied);
     for root in roots {
-        index.db.remove(key(UNSHOWN, &root.to_bytes())).map_err(StoreError::Index)?;
+        index.db.remove(key(UNSHOWN, &root.to_bytes())).map_err(index.failure())?;
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ pub(super) fn shown(index: &Index, roots: &[Cid]) -> Result<(), StoreError> {
 pub(super) fn public_is_fresh(index: &Index, stale: &[u8]) -> Result<(), StoreError> {
     let _alone = lock(&index.applied);
     if index.stale_public()?.as_deref() == Some(stale) {
-        index.db.remove(STALE_PUBLIC).map_err(StoreError::Index)?;
+        index.db.remove(STALE_PUBLIC).map_err(index.failure())?;
     }
     Ok(())
 }
