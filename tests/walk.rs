@@ -109,10 +109,28 @@ fn a_second_fetch_needs_no_network() {
     let at_a = a.serve(&[]);
     let (_, published) = publish_tree(&a, "again", 5, 1 << 20);
     let path = published["path"].as_str().unwrap();
-    fetch(&c, path, &at_a.http, &key, &["--peer", &at_a.peer]).ok();
+    // No peer is named: the cache says which there are.
+    let said = fetch(&c, path, &at_a.http, &key, &[]).ok().one();
+    assert_eq!(said["source"], "bitswap", "{said}");
     let other = c.dir().join("other.nar");
     let args = ["fetch", "--json", path, "--from", &at_a.http, "--trusted-public-key", &key, "--nar"];
     let said = c.run(&[&args[..], &[other.to_str().unwrap()]].concat()).ok().one();
     assert_eq!(said["source"], "local", "{said}");
     assert_eq!(fs::metadata(other).unwrap().len(), published["narSize"].as_u64().unwrap());
+}
+
+#[test]
+fn a_cache_directory_with_its_nars_written_needs_no_node_to_serve_it() {
+    let a = Machine::new();
+    a.key();
+    let tree = a.dir().join("static");
+    make_tree(&tree, 6, 300_000);
+    let (cache, tree) = (a.dir().join("cache"), tree.to_str().unwrap().to_owned());
+    let args = ["publish", "--json", "--write-nars", "--cache", cache.to_str().unwrap(), &tree];
+    let published = a.run(&args).ok().one();
+    let hash = published["narHash"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let nar = fs::read(cache.join(format!("nar/{hash}.nar"))).unwrap();
+    assert_eq!(nar.len() as u64, published["narSize"].as_u64().unwrap());
+    assert_eq!(nar, a.serve(&[]).get(&format!("/nar/{hash}.nar")).body);
+    assert!(cache.join("nix-cache-info").exists());
 }

@@ -121,6 +121,9 @@ pub(crate) struct Publish {
     /// Leave out store paths that carry a signature of this key (repeatable), as cache.nixos.org-1
     #[arg(long, value_name = "KEY")]
     pub(crate) skip_signed_by: Vec<String>,
+    /// Also write the NARs as files, for web servers that serve the cache directory alone
+    #[arg(long)]
+    pub(crate) write_nars: bool,
 }
 
 /// `nipfs serve`

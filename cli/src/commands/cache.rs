@@ -65,7 +65,8 @@ pub(crate) fn write(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
     files::write(file, bytes).map_err(|error| unwritable(file, &error))
 }
 
-fn unwritable(path: &Path, error: &io::Error) -> Failure {
+/// Class `NoSpace` or `Failed`, naming the file.
+pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Failure {
     let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let class = if full { Class::NoSpace } else { Class::Failed };
     Failure::new(class, format!("cannot write: {}", path.display())).because(error)

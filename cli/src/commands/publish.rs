@@ -8,6 +8,7 @@
 
 mod cache_directory;
 mod input;
+mod nars;
 mod record;
 mod stage;
 
@@ -37,6 +38,7 @@ struct Publisher<'a> {
     keys: Vec<SecretKey>,
     profile: Profile,
     cache: PathBuf,
+    write_nars: bool,
     /// The connection on which NARs are staged; made anew after a failure.
     client: Option<Client>,
     tally: Tally,
@@ -48,7 +50,8 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
     let profile = profile(&app.settings)?;
     let cache = app.settings.cache.value.clone();
     cache::sweep(&cache)?;
-    let mut publisher = Publisher { app, keys, profile, cache, client: None, tally: Tally::default() };
+    let mut publisher =
+        Publisher { app, keys, profile, cache, write_nars: args.write_nars, client: None, tally: Tally::default() };
     let mut inputs = Vec::new();
     for path in all_paths(&args)? {
         inputs.push(Input::of(&path)?);

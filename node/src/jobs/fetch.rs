@@ -24,6 +24,10 @@ use std::time::Duration;
 const NARINFOS_AT_ONCE: usize = 16;
 /// How long one cache may take for one narinfo, retries included.
 const NARINFO_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a cache may take to say which peers it knows.
+const INFO_DEADLINE: Duration = Duration::from_secs(3);
+/// Peers that are taken from caches.
+const MAX_HINTS: usize = 16;
 /// Paths of one closure: far above any system, far below what fills memory.
 const MAX_CLOSURE: usize = 1 << 18;
 
@@ -45,7 +49,8 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
     let skip: BTreeSet<&str> = request.skip.iter().map(String::as_str).collect();
     let wanted = request.paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
     let checked = narinfos(&wanted, request.closure, &upstreams, (&keys, request.check_sigs)).await?;
-    let places = places(node, &request.peers, &request.gateways, events).await?;
+    let peers = with_hints(&request.peers, &upstreams).await;
+    let places = places(node, &peers, &request.gateways, events).await?;
     let (mut ok, mut failures) = (0, Vec::new());
     for hash in dependencies_first(&checked) {
         if skip.contains(hash.as_str()) {
@@ -107,6 +112,21 @@ async fn one(
     })
 }
 
+/// The peers that were named, and those that the caches name in `/nipfs-info`. A hint costs nothing when it is wrong:
+/// whatever a peer sends is checked.
+async fn with_hints(named: &[String], upstreams: &[Upstream]) -> Vec<String> {
+    let infos = upstreams.iter().map(|upstream| upstream.nipfs_info(INFO_DEADLINE));
+    let infos = futures::future::join_all(infos).await;
+    let hints = infos.into_iter().filter_map(|info| info.ok().flatten()).flat_map(|info| info.peers).take(MAX_HINTS);
+    let mut peers = named.to_vec();
+    for hint in hints.filter(|hint| parse_peer(hint).is_ok()) {
+        if !peers.contains(&hint) {
+            peers.push(hint);
+        }
+    }
+    peers
+}
+
 /// Connects the peers and names the gateways. A peer that cannot be reached is noted, not fatal.
 pub(crate) async fn places(
     node: &Node,
@@ -139,7 +159,7 @@ pub(crate) async fn places(
     let session = session.filter(|_| !connected.is_empty() || node.has_peers());
     let gateways = gateways.iter().map(|url| Gateway::new(url)).collect::<Result<Vec<_>, _>>()?;
     names.extend(gateways.iter().map(ToString::to_string));
-    let peers = if names.is_empty() { "no peers".to_owned() } else { names.join(", ") };
+    let peers = (!names.is_empty()).then(|| names.join(", "));
     let blocks =
         Sources { store: node.store().clone(), lease: None, session: session.map(Arc::new), gateways: gateways.into() };
     Ok(Places { blocks, upstream: None, peers })

@@ -29,8 +29,8 @@ pub struct Places {
     pub blocks: Sources,
     /// The cache that sent the narinfo.
     pub upstream: Option<Upstream>,
-    /// For messages: what `blocks` asks.
-    pub peers: String,
+    /// For messages: whom `blocks` asks besides the store; `None` when there is nobody.
+    pub peers: Option<String>,
 }
 
 /// A NAR that arrived and matched.
@@ -109,7 +109,7 @@ impl Obtain<'_> {
                     self.commit_blocks(root)?;
                     return Ok(obtained(root, &counters));
                 }
-                Ended::Dry(progress) if self.data && self.places.upstream.is_some() => {
+                Ended::Dry(progress) if self.data && progress.done > 0 && self.places.upstream.is_some() => {
                     self.rest_over_http(progress, &counters).await?;
                     return Ok(obtained(root, &counters));
                 }
@@ -148,10 +148,7 @@ impl Obtain<'_> {
                 Ok(chunk) if progress.done + chunk.len() as u64 > size => break,
                 Ok(chunk) => self.deliver(chunk, &mut progress, counters).await?,
                 Err(ReadError::Missing { cid, .. }) => {
-                    let place = if progress.done > 0 { format!(" at byte {}", progress.done) } else { String::new() };
-                    let text =
-                        format!("{}: no peer or gateway ({}) has block {cid}{place}", self.path(), self.places.peers);
-                    self.events.note(text).await?;
+                    self.note_missing(cid, progress.done).await?;
                     return Ok(Ended::Dry(progress));
                 }
                 Err(error @ ReadError::Dag { .. }) => return Ok(Ended::Wrong(self.lie(root).because(&error))),
@@ -163,11 +160,21 @@ impl Obtain<'_> {
         Ok(if matches { Ended::Whole } else { Ended::Wrong(self.lie(root)) })
     }
 
+    fn peers(&self) -> &str {
+        self.places.peers.as_deref().unwrap_or("any peer (none was named)")
+    }
+
+    async fn note_missing(&self, cid: Cid, done: u64) -> Result<(), Failure> {
+        let Some(peers) = &self.places.peers else { return Ok(()) };
+        let place = if done > 0 { format!(" at byte {done}") } else { String::new() };
+        self.events.note(format!("{}: no peer or gateway ({peers}) has block {cid}{place}", self.path())).await
+    }
+
     fn lie(&self, root: Cid) -> Failure {
         let text = format!(
             "{}: IPFSHash {root} from {} is not the content that NarHash {} names",
             self.path(),
-            self.places.peers,
+            self.peers(),
             self.narinfo().nar_hash()
         );
         Failure::new(Class::Refused, text)
@@ -198,7 +205,7 @@ impl Obtain<'_> {
 
     fn upstream(&self) -> Result<&Upstream, Failure> {
         let nowhere = || {
-            let text = format!("{}: not found at {} and no cache to fall back to", self.path(), self.places.peers);
+            let text = format!("{}: not found at {} and no cache to fall back to", self.path(), self.peers());
             Failure::new(Class::NotFound, text)
         };
         self.places.upstream.as_ref().ok_or_else(nowhere)

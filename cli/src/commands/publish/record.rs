@@ -56,6 +56,8 @@ impl Publisher<'_> {
     pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
         let request = Request::Commit { narinfo: narinfo.text().to_owned() };
         self.client().await?.call(request).await.map_err(Failure::from)?;
+        // Before the narinfo: who finds that can have the NAR.
+        self.write_nar(narinfo).await?;
         cache::write(file, narinfo.text().as_bytes())?;
         self.app.printer.item(&Line {
             path: narinfo.store_path().to_absolute_path(),

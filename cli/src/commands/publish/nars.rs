@@ -1,0 +1,34 @@
+//! `--write-nars`: NARs as files beside the narinfos, for web servers that know nothing of blocks.
+
+use super::Publisher;
+use crate::commands::{cache, out_of_turn};
+use crate::files::Draft;
+use crate::outcome::Stop;
+use nipfs_node::control::client::Event;
+use nipfs_node::control::protocol::{Failure, Request};
+use nipfs_proto::nix::narinfo::NarInfo;
+use std::io::Write;
+
+impl Publisher<'_> {
+    /// Writes the NAR where its narinfo says, unless it lies there already.
+    pub(super) async fn write_nar(&mut self, narinfo: &NarInfo) -> Result<(), Stop> {
+        let file = self.cache.join(narinfo.url());
+        if !self.write_nars || file.exists() {
+            return Ok(());
+        }
+        let unwritable = |error| cache::unwritable(&file, &error);
+        std::fs::create_dir_all(self.cache.join("nar")).map_err(unwritable)?;
+        let mut draft = Draft::new(&file).map_err(unwritable)?;
+        let request = Request::Nar { nar_hash: narinfo.nar_hash().to_string() };
+        let mut client = self.app.client().await?;
+        let mut exchange = client.request(request).await.map_err(Failure::from)?;
+        loop {
+            match exchange.next().await.map_err(Failure::from)? {
+                Event::Data(bytes) => draft.write_all(&bytes).map_err(unwritable)?,
+                Event::Done(_) => break,
+                event => return Err(out_of_turn(&event).into()),
+            }
+        }
+        Ok(draft.replace().map_err(unwritable)?)
+    }
+}
