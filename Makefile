@@ -32,6 +32,7 @@ test: tools-build tools-foreign test-fast
 	$(CARGO) test --locked -p nipfs --test integration -- --test-threads=2
 
 test-fast: lint
+	@[ -n "$$NIPFS_VECTORS" ] || echo "skipped: the large vector sets (set NIPFS_VECTORS to their directory)"
 	$(CARGO) test --locked --workspace
 
 test-long: tools-build tools-foreign

@@ -57,13 +57,29 @@ describe() {
         find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum)
 }
 
+# installed_closure: a store path that is in use here, with the largest closure between 100 MB and 2 GB. Nothing if there is none.
+installed_closure() {
+    command -v nix-store >/dev/null && [ -r /nix/var/nix/db/db.sqlite ] || return 0
+    local root bytes best=0 found=
+    for root in /run/current-system "$HOME/.nix-profile" /nix/var/nix/profiles/default /nix/var/nix/gcroots/*; do
+        root=$(readlink -f "$root" 2>/dev/null) || continue
+        case $root in /nix/store/*.drv) continue ;; /nix/store/*) ;; *) continue ;; esac
+        bytes=$(nix-store -qR "$root" 2>/dev/null | xargs -r nix-store -q --size 2>/dev/null | awk '{ s += $1 } END { printf "%d", s }')
+        if [ "$bytes" -ge 100000000 ] && [ "$bytes" -le 2000000000 ] && [ "$bytes" -gt "$best" ]; then
+            best=$bytes
+            found=$root
+        fi
+    done
+    echo "$found"
+}
+
 # --- what to publish: real files of this machine ------------------------------------------------------------------
 say "Input"
 inputs=()
 if [ -n "$input" ]; then
     inputs=("$input")
-elif [ -r /nix/var/nix/db/db.sqlite ] && biggest=$(ls -d /nix/store/*-nipfs-world-* 2>/dev/null | head -1) && [ -n "$biggest" ]; then
-    inputs=("$biggest")
+elif closure=$(installed_closure) && [ -n "$closure" ]; then
+    inputs=("$closure")
 else
     # Directories until there are 100 MB and 2,000 files, with executables and symlinks among them.
     mkdir -p "$work/input"
