@@ -2,9 +2,10 @@
 //! and does what they ask for.
 //!
 //! All connections to a peer are one peer to the machines. A message goes over the oldest connection
-//! and is kept until that one reports it sent; should the connection close first, it goes over
-//! another. So a simultaneous dial, or one connection of two that breaks, loses nothing, and the
-//! machines hear of a disconnect only when the last connection is gone.
+//! and is kept until that one reports it sent; should the connection close first, blocks go over
+//! another, and the client asks again for what it wants. So a simultaneous dial, or one connection of
+//! two that breaks, loses nothing, and the machines hear of a disconnect only when the last connection
+//! is gone.
 //!
 //! Nothing here hashes or touches the store; `poll` does only bookkeeping.
 
@@ -202,12 +203,11 @@ impl Behaviour {
             }
             return;
         }
-        for (lane, unsent) in Lane::ALL.into_iter().zip(closed.unsent) {
-            for message in unsent {
-                self.send(id, lane, message);
-            }
+        let [_wants, blocks] = closed.unsent;
+        for message in blocks {
+            self.send(id, Lane::Blocks, message);
         }
-        // What was on its way to us over that connection is lost.
+        // Wants, and answers on their way to us, are lost with the connection: the client asks again.
         self.client.stream_broke(id, Instant::now());
     }
 
@@ -279,8 +279,9 @@ impl Behaviour {
         }
         if error.is_stall() {
             self.cut(peer, CloseConnection::One(connection));
+        } else {
+            self.client.stream_broke(peer, Instant::now());
         }
-        self.client.stream_broke(peer, Instant::now());
     }
 
     fn cut(&mut self, peer: PeerId, connection: CloseConnection) {
@@ -412,3 +413,6 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,7 +112,7 @@ pub(super) struct Arrived {
     pub(super) message: Received,
     /// Bytes on the wire.
     pub(super) bytes: usize,
-    _budget: OwnedSemaphorePermit,
+    pub(super) _budget: OwnedSemaphorePermit,
 }
 
 enum Outbound {

@@ -130,7 +130,7 @@ pub struct PeerSummary {
     pub bytes_in: u64,
     /// Bytes of bitswap messages it took since it connected.
     pub bytes_out: u64,
-    /// What it calls itself, cut to 64 bytes; empty until it has said so. Anything a stranger likes.
+    /// What it calls itself, at most 64 printable characters; empty until it has said so.
     pub agent: String,
 }
 

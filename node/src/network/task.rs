@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 const DRAIN: Duration = Duration::from_secs(8);
 /// A connection that carried a message so lately is alive without an answer to a ping.
 const BUSY: Duration = Duration::from_secs(20);
-/// Bytes that are kept of what a peer calls itself.
+/// Characters that are kept of what a peer calls itself.
 const MAX_AGENT: usize = 64;
 
 /// Where an answer goes.
@@ -176,17 +176,14 @@ impl Task {
             self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
         }
         self.keep_if_wanted(peer);
-        if self.swarm.is_connected(&peer) {
-            self.known.connected(&peer, Instant::now());
-            drop(reply.send(Ok(())));
-            return;
-        }
         let same = |dial: &&mut Dial| dial.peer == peer && dial.addr.as_ref() == Some(&addr);
-        if let Some(dial) = self.dials.values_mut().find(same) {
+        if self.swarm.is_connected(&peer) {
+            self.dial_done(Dial { peer, addr: Some(addr), replies: vec![reply] });
+        } else if let Some(dial) = self.dials.values_mut().find(same) {
             dial.replies.push(reply);
-            return;
+        } else {
+            self.dial(vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
         }
-        self.dial(vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
     }
 
     fn redial(&mut self) {
@@ -227,14 +224,23 @@ impl Task {
 
     fn dial_failed(&mut self, dial: Dial, error: impl Error + Send + Sync + 'static) {
         tracing::debug!(peer = %dial.peer, %error, "dial failed");
-        if !self.swarm.is_connected(&dial.peer) {
-            self.known.away(&dial.peer, Instant::now());
+        if self.swarm.is_connected(&dial.peer) {
+            // By another dial, or by the peer's own.
+            return self.dial_done(dial);
         }
+        self.known.away(&dial.peer, Instant::now());
         let Some(addr) = dial.addr else { return };
         let error = Arc::new(error);
         for reply in dial.replies {
             let source = io::Error::other(Arc::clone(&error));
             drop(reply.send(Err(NetworkError::Dial { addr: addr.clone(), source })));
+        }
+    }
+
+    fn dial_done(&mut self, dial: Dial) {
+        self.known.connected(&dial.peer, Instant::now());
+        for reply in dial.replies {
+            drop(reply.send(Ok(())));
         }
     }
 
@@ -257,7 +263,8 @@ impl Task {
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(identify::Event::Received { peer_id, info, .. }))
                 if self.swarm.is_connected(&peer_id) =>
             {
-                self.agents.insert(peer_id, info.agent_version.chars().take(MAX_AGENT).collect());
+                let printable = info.agent_version.chars().filter(|c| !c.is_control());
+                self.agents.insert(peer_id, printable.take(MAX_AGENT).collect());
             }
             // A peer need not know ping; one that has stopped answering is gone, unless the answer waits
             // behind a transfer on a slow line.
@@ -297,9 +304,9 @@ impl Task {
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
         tracing::debug!(%peer, addr = %endpoint.get_remote_address(), "connected");
         self.known.connected(&peer, Instant::now());
-        self.dials.remove(&connection).into_iter().flat_map(|dial| dial.replies).for_each(|reply| {
-            drop(reply.send(Ok(())));
-        });
+        if let Some(dial) = self.dials.remove(&connection) {
+            self.dial_done(dial);
+        }
     }
 
     fn on_bitswap(&mut self, event: Event) {

@@ -185,17 +185,21 @@ async fn a_block_that_is_stored_later_goes_to_who_waits_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures, does not check"]
 async fn throughput() {
-    for size in [16 << 10, 256 << 10, 1 << 20] {
-        let wanted = blocks((512 << 20) / size, size);
+    for (size, count, in_flight) in
+        [(4 << 10, 20_000, 16), (16 << 10, 20_000, 1000), (256 << 10, 2000, 1000), (1 << 20, 500, 1000)]
+    {
+        let wanted = blocks(count, size);
         let server = node(Shelf::of(&wanted).source()).await;
         let client = client_of(&[&server]).await;
         let session = client.session(vec![server.peer_id()]);
         let begun = Instant::now();
-        let mut wants = futures::stream::iter(&wanted).map(|block| session.want(*block.cid())).buffer_unordered(1000);
+        let mut wants =
+            futures::stream::iter(&wanted).map(|block| session.want(*block.cid())).buffer_unordered(in_flight);
         while let Some(outcome) = wants.next().await {
             outcome.unwrap();
         }
-        let rate = 512.0 * 1.048_576 / begun.elapsed().as_secs_f64();
-        println!("blocks of {} KiB: {rate:.0} MB/s", size >> 10);
+        let seconds = begun.elapsed().as_secs_f64();
+        let (blocks, bytes) = (count as f64 / seconds, (count * size) as f64 / 1e6 / seconds);
+        println!("{in_flight} blocks of {} KiB in flight: {blocks:.0} a second, {bytes:.0} MB/s", size >> 10);
     }
 }

@@ -1,0 +1,170 @@
+use super::*;
+use bytes::Bytes;
+use futures::future::poll_fn;
+use futures::poll;
+use libp2p::core::ConnectedPoint;
+use nipfs_proto::bitswap::message::{Dropped, Received, Want, WantKind};
+use nipfs_proto::bitswap::server::Outcome;
+use std::pin::pin;
+
+/// A behaviour with one peer, as the swarm would drive it.
+struct Fake {
+    behaviour: Behaviour,
+    peer: PeerId,
+    endpoint: ConnectedPoint,
+}
+
+/// What goes to a connection: its number, the lane, the message.
+type Sent = (usize, Lane, Arc<Message>);
+
+impl Fake {
+    fn new() -> Self {
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let endpoint = ConnectedPoint::Listener { local_addr: address.clone(), send_back_addr: address };
+        Self { behaviour: Behaviour::new(), peer: PeerId::random(), endpoint }
+    }
+
+    fn establish(&mut self, connection: usize) {
+        self.behaviour.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+            peer_id: self.peer,
+            connection_id: ConnectionId::new_unchecked(connection),
+            endpoint: &self.endpoint,
+            failed_addresses: &[],
+            other_established: 0,
+        }));
+    }
+
+    fn close(&mut self, connection: usize) {
+        self.behaviour.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+            peer_id: self.peer,
+            connection_id: ConnectionId::new_unchecked(connection),
+            endpoint: &self.endpoint,
+            cause: None,
+            remaining_established: 0,
+        }));
+    }
+
+    fn report(&mut self, connection: usize, event: FromHandler) {
+        self.behaviour.on_connection_handler_event(self.peer, ConnectionId::new_unchecked(connection), event);
+    }
+
+    /// What the behaviour asks for until it waits; loads are answered with `block`.
+    async fn actions(&mut self, block: &Block) -> Vec<ToSwarm<Event, ToHandler>> {
+        let mut actions = Vec::new();
+        loop {
+            let next = poll!(pin!(poll_fn(|cx| self.behaviour.poll(cx))));
+            match next {
+                Poll::Ready(ToSwarm::GenerateEvent(Event::Load(load))) => {
+                    let outcome = Outcome::Block(block.bytes().clone());
+                    self.behaviour.loaded(load.id, vec![Loaded { cid: load.wants[0].0, outcome }]);
+                }
+                Poll::Ready(action) => actions.push(action),
+                Poll::Pending => return actions,
+            }
+        }
+    }
+
+    async fn sent(&mut self, block: &Block) -> Vec<Sent> {
+        let sent = |action| match action {
+            ToSwarm::NotifyHandler {
+                handler: NotifyHandler::One(id), event: ToHandler::Send(lane, message), ..
+            } => Some((id.to_string().parse().unwrap(), lane, message)),
+            _ => None,
+        };
+        self.actions(block).await.into_iter().filter_map(sent).collect()
+    }
+}
+
+fn block() -> Block {
+    Block::v1(nipfs_proto::block::RAW, Bytes::from_static(b"a block")).unwrap()
+}
+
+fn wants(cid: Cid) -> FromHandler {
+    let want = Want { cid, priority: 1, kind: WantKind::Block, cancel: false, send_dont_have: true };
+    arrived(Received { wants: vec![want], ..Received::default() })
+}
+
+fn arrived(message: Received) -> FromHandler {
+    let budget = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+    FromHandler::Arrived(Arrived { message, bytes: 1, _budget: budget })
+}
+
+#[tokio::test]
+async fn what_a_closing_connection_did_not_send_goes_over_another() {
+    let (mut fake, block) = (Fake::new(), block());
+    fake.establish(1);
+    fake.establish(2);
+    let session = SessionId(1);
+    fake.behaviour.open(session, &[fake.peer]);
+    fake.behaviour.want(session, *block.cid());
+    fake.report(2, wants(*block.cid()));
+    let first = fake.sent(&block).await;
+    assert!(first.iter().all(|(connection, ..)| *connection == 1), "{first:?}");
+    assert_eq!(first.len(), 2);
+
+    fake.close(1);
+    let again = fake.sent(&block).await;
+    for (_, lane, message) in first {
+        let [resent] =
+            again.iter().filter(|(connection, other, _)| *connection == 2 && *other == lane).collect::<Vec<_>>()[..]
+        else {
+            panic!("{lane:?}: {again:?}")
+        };
+        assert_eq!((&resent.2.wants, &resent.2.payloads), (&message.wants, &message.payloads));
+    }
+
+    fake.report(2, FromHandler::Sent { lane: Lane::Blocks, bytes: 20 });
+    fake.close(2);
+    let missing = fake.actions(&block).await;
+    assert!(matches!(missing[..], [ToSwarm::GenerateEvent(Event::Missing { .. })]), "{missing:?}");
+    assert!(fake.behaviour.peers.is_empty());
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_speak_bitswap_is_asked_nothing() {
+    let (mut fake, block) = (Fake::new(), block());
+    fake.establish(1);
+    fake.behaviour.open(SessionId(1), &[]);
+    fake.behaviour.want(SessionId(1), *block.cid());
+    assert_eq!(fake.sent(&block).await.len(), 1);
+    fake.report(1, FromHandler::Unsupported);
+    let missing = fake.actions(&block).await;
+    assert!(matches!(missing[..], [ToSwarm::GenerateEvent(Event::Missing { .. })]), "{missing:?}");
+    fake.report(1, wants(*block.cid()));
+    assert_eq!(fake.sent(&block).await, []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_or_stalls_closes_its_connection() {
+    let stall = StreamError::Frame(crate::network::frame::FrameError::Slow(Duration::ZERO));
+    for event in [FromHandler::Failed(std::io::ErrorKind::TimedOut.into()), FromHandler::Broke(stall)] {
+        let mut fake = Fake::new();
+        fake.establish(1);
+        fake.report(1, event);
+        let actions = fake.actions(&block()).await;
+        let one = CloseConnection::One(ConnectionId::new_unchecked(1));
+        assert!(
+            matches!(&actions[..], [ToSwarm::CloseConnection { connection, .. }] if format!("{connection:?}") == format!("{one:?}")),
+            "{actions:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_honest_answer_is_delivered_with_its_sender() {
+    let (mut fake, block) = (Fake::new(), block());
+    fake.establish(1);
+    fake.behaviour.open(SessionId(7), &[fake.peer]);
+    fake.behaviour.want(SessionId(7), *block.cid());
+    fake.actions(&block).await;
+    fake.report(
+        1,
+        arrived(Received { blocks: vec![block.clone()], dropped: Dropped::default(), ..Received::default() }),
+    );
+    let delivered = fake.actions(&block).await;
+    assert!(
+        matches!(&delivered[..], [ToSwarm::GenerateEvent(Event::Deliver { session: SessionId(7), peer, block: got })]
+            if *peer == fake.peer && *got == block),
+        "{delivered:?}"
+    );
+}
