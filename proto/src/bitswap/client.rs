@@ -37,9 +37,6 @@ use crate::block::{Block, Digest};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
-/// What a message with an unwanted block costs its sender besides the block's bytes.
-const BLOCK_OVERHEAD: usize = 64;
-
 /// Names a session. The caller chooses it and never uses it twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
@@ -206,14 +203,12 @@ impl<P: Peer> Client<P> {
     /// A message came from `peer`: its blocks, its answers, and what had to be dropped of it. Ignored
     /// from a peer that is not connected.
     pub fn received(&mut self, peer: P, blocks: Vec<Block>, presences: &[Presence], dropped: &Dropped, now: Instant) {
-        if !self.peers.contains_key(&peer) {
-            return;
-        }
-        let mut useless = dropped.block_bytes + dropped.blocks * BLOCK_OVERHEAD;
         for block in blocks {
-            let bytes = block.bytes().len();
-            if !self.deliver(peer, &block, now) {
-                useless += bytes + BLOCK_OVERHEAD;
+            let Some(remote) = self.peers.get_mut(&peer) else { return };
+            if block.digest().is_some_and(|digest| self.requests.contains_key(&digest)) {
+                self.deliver(peer, &block, now);
+            } else {
+                remote.sent_unwanted(block.bytes().len());
             }
         }
         for presence in presences {
@@ -222,7 +217,9 @@ impl<P: Peer> Client<P> {
             }
         }
         self.unsettled = true;
-        if self.peers.get_mut(&peer).is_some_and(|remote| remote.was_useless(useless)) {
+        let Some(remote) = self.peers.get_mut(&peer) else { return };
+        remote.sent_useless(dropped.block_bytes);
+        if remote.is_flooding() {
             self.disconnected(peer);
             self.news.push_back(Action::Disconnect { peer });
         }

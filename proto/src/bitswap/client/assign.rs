@@ -82,11 +82,13 @@ impl<P: Peer> Client<P> {
         }
     }
 
-    /// How long a block that `peer` was asked for will still take.
+    /// How long a block that `peer` was asked for will still take, as far as its rate is known.
     fn remaining(&self, peer: P, digest: &Digest, now: Instant) -> Duration {
-        let ask = self.peers.get(&peer).and_then(|remote| remote.ask(digest));
-        let age = ask.map(|ask| now.saturating_duration_since(ask.at)).unwrap_or_default();
-        self.expected(peer, 0, now).saturating_sub(age)
+        let Some(remote) = self.peers.get(&peer).filter(|remote| remote.pace.is_measured()) else {
+            return Duration::ZERO;
+        };
+        let age = remote.ask(digest).map(|ask| now.saturating_duration_since(ask.at)).unwrap_or_default();
+        remote.expected(0, now).saturating_sub(age)
     }
 
     /// When `peer` would bring a block of `estimate` bytes.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_LIVE: usize = 1024;
 /// Most want-haves without an answer.
 const MAX_QUESTIONS: usize = 256;
+/// As many, and wants that it refused, of a peer that never sent a block: it may have nothing of ours.
+const MAX_STRANGER: usize = 64;
 /// Most refused wants that are left with the peer in case it gets the block.
 const MAX_KEPT: usize = 512;
 /// How long a peer that went silent is left alone, the first time. Doubles each time.
@@ -29,6 +31,9 @@ pub(super) const REVIEW: Duration = Duration::from_millis(250);
 const PASSED_OVER: Duration = Duration::from_secs(5);
 /// Bytes nobody asked for after which a peer is cut.
 const MAX_UNSOLICITED: usize = 64 << 20;
+
+/// What an unwanted block costs its sender besides the block's bytes.
+const BLOCK_OVERHEAD: usize = 64;
 
 /// What a peer was asked about a block, and what it said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +104,11 @@ pub(super) struct Remote {
     slow_until: Option<(Instant, Duration)>,
     /// A stream broke since the last block.
     failed: bool,
-    /// Bytes that nobody asked for, less those that somebody did.
+    /// It sent a wanted block.
+    known: bool,
+    /// Blocks that it was asked for, that were taken back, and that did not come since.
+    excused: usize,
+    /// Bytes that it was never asked for, less those that somebody wanted.
     unsolicited: usize,
 }
 
@@ -139,7 +148,8 @@ impl Remote {
 
     /// Whether one more question may be asked.
     pub(super) fn has_room_for_question(&self) -> bool {
-        self.questions < MAX_QUESTIONS && self.live() < MAX_LIVE
+        let few = self.known || self.questions + self.kept.len() < MAX_STRANGER;
+        few && self.questions < MAX_QUESTIONS && self.live() < MAX_LIVE
     }
 
     /// When a block of `estimate` bytes would be here if it were asked for now. A peer that owes an answer
@@ -189,6 +199,7 @@ impl Remote {
     pub(super) fn take_back(&mut self, digest: Digest, cid: Cid) {
         let Some(ask) = self.set(digest, None) else { return };
         if let State::Block { estimate, .. } = ask.state {
+            self.excused += 1;
             self.cancelled += estimate;
             self.cancelled_after = self.asked;
         }
@@ -243,6 +254,7 @@ impl Remote {
             }
         }
         if bytes > 0 {
+            self.known = true;
             self.pace.delivered(bytes, now);
             self.unsolicited = self.unsolicited.saturating_sub(bytes);
             (self.failed, self.silent_until, self.backoff, self.slow_until) = (false, None, None, None);
@@ -252,10 +264,22 @@ impl Remote {
         self.deadline = (self.due() > 0).then(|| now + self.pace.silence(self.in_flight));
     }
 
-    /// It sent bytes that nobody asked for; true when that was too much.
-    pub(super) fn was_useless(&mut self, bytes: usize) -> bool {
-        self.unsolicited += bytes;
+    /// It sent a block of `bytes` bytes that nobody wants.
+    pub(super) fn sent_unwanted(&mut self, bytes: usize) {
         self.cancelled = self.cancelled.saturating_sub(bytes);
+        match self.excused.checked_sub(1) {
+            Some(excused) => self.excused = excused,
+            None => self.sent_useless(bytes + BLOCK_OVERHEAD),
+        }
+    }
+
+    /// It sent bytes that it was never asked for.
+    pub(super) fn sent_useless(&mut self, bytes: usize) {
+        self.unsolicited += bytes;
+    }
+
+    /// It sent too much of that.
+    pub(super) fn is_flooding(&self) -> bool {
         self.unsolicited > MAX_UNSOLICITED
     }
 
@@ -311,6 +335,7 @@ impl Remote {
     pub(super) fn broke(&mut self) -> bool {
         self.outbox.clear();
         self.offers.clear();
+        self.cancelled = 0;
         self.resync = true;
         std::mem::replace(&mut self.failed, true)
     }

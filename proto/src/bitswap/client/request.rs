@@ -103,11 +103,10 @@ impl<P: Peer> Client<P> {
         }
     }
 
-    /// `peer` sent a block. False when nobody wants it.
-    pub(super) fn deliver(&mut self, peer: P, block: &Block, now: Instant) -> bool {
-        let Some((digest, request)) = block.digest().and_then(|digest| self.requests.remove_entry(&digest)) else {
-            return false;
-        };
+    /// `peer` sent a block that somebody wants.
+    pub(super) fn deliver(&mut self, peer: P, block: &Block, now: Instant) {
+        let entry = block.digest().and_then(|digest| self.requests.remove_entry(&digest));
+        let Some((digest, request)) = entry else { return };
         let bytes = block.bytes().len();
         let ask = self.peers.get(&peer).and_then(|remote| remote.ask(&digest));
         if let Some(remote) = self.peers.get_mut(&peer) {
@@ -125,7 +124,6 @@ impl<P: Peer> Client<P> {
                 self.news.push_back(Action::Deliver { session: reader, peer, block });
             }
         }
-        true
     }
 
     /// `peer` said `HAVE` or `DONT_HAVE`. Without a question it means nothing.
@@ -249,6 +247,9 @@ impl<P: Peer> Client<P> {
     pub(super) fn give_up_wants(&mut self, peer: P, now: Instant) {
         let Some(remote) = self.peers.get_mut(&peer) else { return };
         let old: BTreeSet<Digest> = remote.passed_over(now).into_iter().collect();
+        if old.is_empty() {
+            return;
+        }
         for digest in self.asks(peer, |digest, _| old.contains(digest)) {
             self.take_back(digest, peer);
             if let Some(request) = self.requests.get_mut(&digest) {
