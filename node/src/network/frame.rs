@@ -59,7 +59,7 @@ impl Intake {
         Self { budget: Arc::new(Semaphore::new(budget)), patience, progress: AtomicUsize::new(0) }
     }
 
-    /// The bytes that came in since the last call.
+    /// The bytes that came in since the last call, or the last complete frame.
     pub(super) fn take_progress(&self) -> usize {
         self.progress.swap(0, Ordering::Relaxed)
     }
@@ -100,6 +100,8 @@ async fn read_rest<S: AsyncRead + Unpin>(stream: &mut S, first: u8, intake: &Int
             }
         }
     }
+    // The message speaks for itself.
+    intake.take_progress();
     Ok(Frame { bytes: bytes.into(), budget })
 }
 

@@ -37,13 +37,14 @@ async fn junk_instead_of_a_handshake_closes_the_connection() {
     let (server, block) = server().await;
     let junk: [&[u8]; 4] =
         [b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64], &[0; 64], b"\x13/multistream/1.0.0\n\x07/noise\n\xff\xff\x00\x00\x00"];
-    for bytes in junk {
+    futures::future::join_all(junk.map(async |bytes| {
         let mut stream = tcp(&server).await;
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
         // Reset or closed, in less than the deadline of a handshake and some.
         _ = timeout(DIAL_TIMEOUT + DIAL_TIMEOUT / 2, stream.read_to_end(&mut answer)).await.unwrap();
-    }
+    }))
+    .await;
     assert_serves(&server, &block).await;
 }
 
