@@ -11,17 +11,20 @@ use std::sync::{Arc, Mutex};
 /// A peer that nobody can reach: nothing listens there.
 const DEAD_PEER: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
 
+/// Rewrites a narinfo.
+type Edit = Box<dyn Fn(&str) -> String + Send + Sync>;
+
 /// Rewrites one answer of the cache behind a [`Liar`].
 type Lie = dyn Fn(&str, Vec<u8>) -> Vec<u8> + Send + Sync;
 
-/// A cache that passes on what another says, but for what `lie` changes. Remembers what it was asked.
-struct Liar {
-    http: String,
+/// A cache that passes on what another says, but for what `lie` changes, and names no peers. Remembers what it was asked.
+pub(crate) struct Liar {
+    pub(crate) http: String,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Liar {
-    fn before(honest: &str, lie: impl Fn(&str, Vec<u8>) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub(crate) fn before(honest: &str, lie: impl Fn(&str, Vec<u8>) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = format!("http://{}", listener.local_addr().unwrap());
         let honest = honest.strip_prefix("http://").unwrap().to_owned();
@@ -164,8 +167,7 @@ fn a_narinfo_that_was_tampered_with_is_refused() {
     };
     let hash_changed =
         move |text: &str| text.replace(&format!("NarHash: {nar_hash}"), &format!("NarHash: {other_hash}"));
-    let lies: Vec<Box<dyn Fn(&str) -> String + Send + Sync>> =
-        vec![Box::new(hash_changed), Box::new(move |text| unsigned(&no_ca(text)))];
+    let lies: Vec<Edit> = vec![Box::new(hash_changed), Box::new(move |text| unsigned(&no_ca(text)))];
     for lie in lies {
         let c = Machine::new();
         let liar = Liar::before(&at_a.http, narinfos(move |text| lie(text)));

@@ -134,3 +134,29 @@ fn a_cache_directory_with_its_nars_written_needs_no_node_to_serve_it() {
     assert_eq!(nar, a.serve(&[]).get(&format!("/nar/{hash}.nar")).body);
     assert!(cache.join("nix-cache-info").exists());
 }
+
+#[test]
+fn many_small_paths_and_a_large_one_come_whole_and_in_order() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let trees: Vec<PathBuf> = (0..40).map(|number| a.dir().join(format!("tree-{number:02}"))).collect();
+    for (number, tree) in trees.iter().enumerate() {
+        make_tree(tree, 100 + number as u64, if number == 20 { 6 << 20 } else { 20_000 * number });
+    }
+    let mut args = vec!["publish", "--json"];
+    args.extend(trees.iter().map(|tree| tree.to_str().unwrap()));
+    let published = a.run(&args).ok().json();
+    let out = c.dir().join("out");
+    fs::create_dir_all(&out).unwrap();
+    let mut args = vec!["fetch", "--json", "--from", &at_a.http, "--trusted-public-key", &key];
+    args.extend(["--out", out.to_str().unwrap()]);
+    args.extend(published.iter().map(|path| path["path"].as_str().unwrap()));
+    let fetched = c.run(&args).ok().json();
+    assert_eq!(fetched.len(), 40);
+    assert!(fetched.iter().all(|path| path["source"] == "bitswap"), "{fetched:?}");
+    for (tree, path) in trees.iter().zip(&published) {
+        let name = path["path"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        assert_eq!(describe(tree), describe(&out.join(name)));
+    }
+}

@@ -4,21 +4,23 @@
 //! (dependencies first) and a missing one is found before anything is moved.
 
 use super::Events;
-use super::obtain::{Obtain, Places};
+use super::obtain::{Obtain, Obtained, Places};
 use crate::Node;
 use crate::cache::Audience;
 use crate::control::protocol::{Class, Done, Failure, Fetch, Item};
-use crate::dag::read::Sources;
+use crate::dag::read::{Sources, read};
 use crate::upstream::{Gateway, Upstream};
+use futures::pin_mut;
 use futures::stream::{FuturesUnordered, StreamExt};
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::signature::PublicKey;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Narinfo requests in flight.
 const NARINFOS_AT_ONCE: usize = 16;
@@ -31,13 +33,31 @@ const MAX_HINTS: usize = 16;
 /// Paths of one closure: far above any system, far below what fills memory.
 const MAX_CLOSURE: usize = 1 << 18;
 
+/// A NAR of at most this many bytes is got ahead of its turn.
+const SMALL: u64 = 2 << 20;
+/// How many paths ahead are in work: on a far link each would otherwise cost its own round trips.
+const AHEAD: usize = 16;
+
 /// A narinfo that was checked, and the cache that sent it, if one did.
+#[derive(Debug, Clone)]
 pub(crate) struct Checked {
     pub(crate) trusted: TrustedNarInfo,
     /// How its root was cut, when a trusted key says so.
     pub(crate) profile: Option<Profile>,
     pub(crate) upstream: Option<Upstream>,
 }
+
+/// What getting any path of one job needs.
+#[derive(Debug, Clone)]
+struct Getter {
+    node: Node,
+    places: Places,
+    events: Events,
+    data: bool,
+}
+
+/// A NAR that is got ahead of its turn; dropping it stops that.
+type Early = AbortOnDropHandle<Result<Obtained, Failure>>;
 
 /// Runs the job.
 ///
@@ -48,15 +68,23 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
     let upstreams = parse_upstreams(&request.from)?;
     let skip: BTreeSet<&str> = request.skip.iter().map(String::as_str).collect();
     let wanted = request.paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
-    let checked = narinfos(&wanted, request.closure, &upstreams, (&keys, request.check_sigs)).await?;
-    let peers = with_hints(&request.peers, &upstreams).await;
-    let places = places(node, &peers, &request.gateways, events).await?;
+    let (checked, places) =
+        tokio::try_join!(narinfos(&wanted, request.closure, &upstreams, (&keys, request.check_sigs)), async {
+            let peers = with_hints(&request.peers, &upstreams).await;
+            places(node, &peers, &request.gateways, events).await
+        })?;
+    let getter = Getter { node: node.clone(), places, events: events.clone(), data: request.data };
+    let mut waiting = dependencies_first(&checked).into_iter().filter(|hash| !skip.contains(hash.as_str()));
+    let mut turns: VecDeque<(&Checked, Option<Early>)> = VecDeque::new();
     let (mut ok, mut failures) = (0, Vec::new());
-    for hash in dependencies_first(&checked) {
-        if skip.contains(hash.as_str()) {
-            continue;
+    loop {
+        while turns.len() < AHEAD
+            && let Some(hash) = waiting.next()
+        {
+            turns.push_back((&checked[&hash], getter.early(&checked[&hash])));
         }
-        match one(node, &checked[&hash], &places, &request, events).await {
+        let Some((next, early)) = turns.pop_front() else { break };
+        match getter.deliver(next, early).await {
             Ok(item) => {
                 ok += 1;
                 events.item(item).await?;
@@ -65,7 +93,7 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
                 return Err(failure);
             }
             Err(failure) => {
-                let path = checked[&hash].trusted.info().store_path().to_absolute_path();
+                let path = next.trusted.info().store_path().to_absolute_path();
                 events.item(Item::Failed { path, failure: failure.clone() }).await?;
                 failures.push(failure);
             }
@@ -78,38 +106,67 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
     }
 }
 
-async fn one(
-    node: &Node,
-    checked: &Checked,
-    places: &Places,
-    request: &Fetch,
-    events: &Events,
-) -> Result<Item, Failure> {
-    let narinfo = checked.trusted.info();
-    let (path, nar_size) = (narinfo.store_path().to_absolute_path(), narinfo.nar_size());
-    events.item(Item::Path { path: path.clone(), narinfo: narinfo.text().to_owned(), nar_size }).await?;
-    let mut places = places.clone();
-    // A lease of its own: what this path put stays protected until it is committed, no longer.
-    places.blocks.lease = Some(Arc::new(node.store().lease().uncompressed()));
-    places.upstream = checked.upstream.clone();
-    let obtain = Obtain {
-        cache: node.cache(),
-        trusted: &checked.trusted,
-        profile: checked.profile,
-        places,
-        events,
-        data: request.data,
-        audience: Audience::Loopback,
-    };
-    let obtained = obtain.run().await?;
-    node.count(obtained.bytes);
-    Ok(Item::Fetched {
-        path,
-        root: obtained.root.map(|root| root.to_string()),
-        nar_hash: narinfo.nar_hash().to_string(),
-        source: obtained.source.to_owned(),
-        bytes: obtained.bytes,
-    })
+impl Getter {
+    /// Starts to get a small NAR into the store.
+    fn early(&self, checked: &Checked) -> Option<Early> {
+        (checked.trusted.info().nar_size() <= SMALL).then(|| {
+            let (getter, checked) = (self.clone(), checked.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move { getter.obtain(&checked, false).await }))
+        })
+    }
+
+    /// Hands one path to the listener: its name, its data if asked for, and how it went.
+    async fn deliver(&self, checked: &Checked, early: Option<Early>) -> Result<Item, Failure> {
+        let narinfo = checked.trusted.info();
+        let (path, nar_size) = (narinfo.store_path().to_absolute_path(), narinfo.nar_size());
+        self.events.item(Item::Path { path: path.clone(), narinfo: narinfo.text().to_owned(), nar_size }).await?;
+        let obtained = match early {
+            None => self.obtain(checked, self.data).await?,
+            Some(early) => {
+                let obtained = early.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+                if self.data {
+                    self.send(&obtained, nar_size).await?;
+                }
+                obtained
+            }
+        };
+        self.node.count(obtained.bytes);
+        Ok(Item::Fetched {
+            path,
+            root: obtained.root.map(|root| root.to_string()),
+            nar_hash: narinfo.nar_hash().to_string(),
+            source: obtained.source.to_owned(),
+            bytes: obtained.bytes,
+        })
+    }
+
+    async fn obtain(&self, checked: &Checked, data: bool) -> Result<Obtained, Failure> {
+        let mut places = self.places.clone();
+        // A lease of its own: what this path put stays protected until it is committed, no longer.
+        places.blocks.lease = Some(Arc::new(self.node.store().lease().uncompressed()));
+        places.upstream = checked.upstream.clone();
+        let obtain = Obtain {
+            cache: self.node.cache(),
+            trusted: &checked.trusted,
+            profile: checked.profile,
+            places,
+            events: &self.events,
+            data,
+            audience: Audience::Loopback,
+        };
+        obtain.run().await
+    }
+
+    /// Sends a NAR that was got early out of the store.
+    async fn send(&self, obtained: &Obtained, nar_size: u64) -> Result<(), Failure> {
+        let Some(root) = obtained.root else { return Ok(()) };
+        let bytes = read(Sources::local(self.node.store().clone()), Arc::default(), root, 0..nar_size);
+        pin_mut!(bytes);
+        while let Some(chunk) = bytes.next().await {
+            self.events.data(chunk?).await?;
+        }
+        Ok(())
+    }
 }
 
 /// The peers that were named, and those that the caches name in `/nipfs-info`. A hint costs nothing when it is wrong:

@@ -113,11 +113,11 @@ impl Obtain<'_> {
                     self.rest_over_http(progress, &counters).await?;
                     return Ok(obtained(root, &counters));
                 }
-                Ended::Dry(progress) if progress.done > 0 => self.events.restart().await?,
+                Ended::Dry(progress) if progress.done > 0 => self.restart().await?,
                 Ended::Dry(_) => {}
                 Ended::Wrong(why) => {
                     self.events.note(format!("{why}; trying the next source")).await?;
-                    self.events.restart().await?;
+                    self.restart().await?;
                     refused = Some(why);
                 }
             }
@@ -127,6 +127,11 @@ impl Obtain<'_> {
             Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Takes back what was sent; the listener may be in the middle of another path when nothing was.
+    async fn restart(&self) -> Result<(), Failure> {
+        if self.data { self.events.restart().await } else { Ok(()) }
     }
 
     fn narinfo(&self) -> &NarInfo {
