@@ -4,18 +4,19 @@
 //! *request*, whatever their CIDs and sessions, and a request is asked of one peer at a time with
 //! want-block. Who that is:
 //!
-//! - A session's only candidate is asked at once; so is, among several, one that has delivered nearly
-//!   all that it was asked for, whichever would have the block here first. While none has, one is asked
-//!   on trust and the others with want-have.
+//! - A session's only candidate, or one that delivered nearly all that the session asked it for: of
+//!   these, the one that would have the block here soonest, even when that one has to be waited for.
+//! - While there is no such peer, one is asked on a guess and the others are asked with want-have.
 //! - Other candidates get want-have for what waits, and want-block for what they said they have.
-//! - A peer is asked for as many bytes as its [`Pace`](pace::Pace) makes useful, and for at most 1,024
-//!   blocks. Within a session requests go out in the order they came, sessions take turns.
 //!
-//! Every wait ends. A peer that owes an answer and says nothing useful for a few times as long as
-//! expected (1 to 4 s) is *silent*: its requests go to others, and it is not asked for 10 s, then
-//! longer. A want that a peer passes over while it answers others counts as refused. When no candidate
-//! is left (`DONT_HAVE`, silent, gone) the want ends as [`Action::Missing`], so that the caller can turn
-//! elsewhere.
+//! A peer is asked for as many bytes at once as its measured rate and round trip make useful, and for at
+//! most 1,024 blocks. Within a session requests go out in the order they came; sessions take turns.
+//!
+//! Every wait ends. A block that another peer with room would have brought several times over is taken
+//! back and asked of that one. A peer that owes answers and says nothing useful for 4 s is *silent*: its
+//! requests go to others, and it is not asked for 10 s, then longer. A want that a peer passes over
+//! while it answers much younger ones counts as refused. When no candidate is left (`DONT_HAVE`, silent,
+//! gone) the want ends as [`Action::Missing`], so that the caller can turn elsewhere.
 //!
 //! A block is taken from anybody while it is wanted: it proves itself. Bytes that nobody wants are
 //! dropped and counted, and a peer that sends far more of them than of others is cut. Answers to
@@ -26,6 +27,7 @@ mod pace;
 mod remote;
 mod request;
 mod session;
+mod standing;
 
 use self::remote::Remote;
 use self::request::Request;
@@ -218,8 +220,8 @@ impl<P: Peer> Client<P> {
         }
         self.unsettled = true;
         let Some(remote) = self.peers.get_mut(&peer) else { return };
-        remote.sent_useless(dropped.block_bytes);
-        if remote.is_flooding() {
+        remote.standing.sent_useless(dropped.block_bytes);
+        if remote.standing.is_flooding() {
             self.disconnected(peer);
             self.news.push_back(Action::Disconnect { peer });
         }
@@ -229,7 +231,7 @@ impl<P: Peer> Client<P> {
     /// and a slow line from looking silent; calls may be coalesced.
     pub fn progress(&mut self, peer: P, bytes: usize, now: Instant) {
         if let Some(remote) = self.peers.get_mut(&peer) {
-            remote.progress(bytes, now);
+            remote.standing.progress(bytes, now);
         }
     }
 
@@ -239,27 +241,24 @@ impl<P: Peer> Client<P> {
     pub fn stream_broke(&mut self, peer: P, now: Instant) {
         let digests = self.asks(peer, |_, _| true);
         let Some(remote) = self.peers.get_mut(&peer) else { return };
-        if remote.broke() {
-            remote.demote(now);
-        }
-        for digest in &digests {
-            remote.forget(*digest);
-        }
+        remote.stream_broke(now);
         self.lose_all(digests, peer);
     }
 
     /// When [`Self::tick`] has to be called at the latest; `None`: nothing waits.
     #[must_use]
     pub fn next_wake(&self) -> Option<Instant> {
-        self.peers.values().filter_map(Remote::next_wake).min()
+        self.peers.values().filter_map(|remote| remote.standing.next_wake()).min()
     }
 
     /// Looks at the clock: finds silent peers, and wants that were passed over. May be called at any time.
     pub fn tick(&mut self, now: Instant) {
-        let due = |(peer, remote): (&P, &Remote)| remote.next_wake().is_some_and(|wake| wake <= now).then_some(*peer);
+        let due = |(peer, remote): (&P, &Remote)| {
+            remote.standing.next_wake().is_some_and(|wake| wake <= now).then_some(*peer)
+        };
         let peers: Vec<P> = self.peers.iter().filter_map(due).collect();
         for peer in peers {
-            if self.peers.get(&peer).is_some_and(|remote| remote.is_silent(now)) {
+            if self.peers.get(&peer).is_some_and(|remote| remote.standing.is_silent(now)) {
                 self.give_up(peer, now);
             } else {
                 self.give_up_wants(peer, now);

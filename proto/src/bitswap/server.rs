@@ -1,6 +1,6 @@
 //! The answering half of bitswap: what peers want, what to load for them, what to send.
 //!
-//! A want goes through a peer's [`Ledger`]: *queued*, then *loading*, then answered and forgotten, or,
+//! A want goes through a peer's ledger: *queued*, then *loading*, then answered and forgotten, or,
 //! when the block is absent, *kept* until it is stored, cancelled, or the peer leaves. Nothing polls a
 //! clock: a want that can be answered is loaded at once, [`Server::stored`] wakes the kept ones.
 //!

@@ -55,15 +55,52 @@ impl Link {
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Arrive { from: usize, to: usize, frame: Vec<u8> },
-    Progress { from: usize, to: usize, bytes: usize },
-    Written { from: usize, to: usize, bytes: usize },
-    Load { at: usize, id: LoadId, wants: Vec<(Cid, WantKind)>, budget: usize },
-    Tick { at: usize },
-    Disconnect { one: usize, other: usize },
-    Connect { one: usize, other: usize },
-    Break { at: usize, peer: usize },
-    Close { at: usize, session: SessionId },
+    Arrive {
+        from: usize,
+        to: usize,
+        frame: Vec<u8>,
+    },
+    Progress {
+        from: usize,
+        to: usize,
+        bytes: usize,
+    },
+    Written {
+        from: usize,
+        to: usize,
+        bytes: usize,
+    },
+    Load {
+        at: usize,
+        id: LoadId,
+        wants: Vec<(Cid, WantKind)>,
+        budget: usize,
+    },
+    Tick {
+        at: usize,
+    },
+    Disconnect {
+        one: usize,
+        other: usize,
+    },
+    Connect {
+        one: usize,
+        other: usize,
+    },
+    Break {
+        at: usize,
+        peer: usize,
+    },
+    Close {
+        at: usize,
+        session: SessionId,
+    },
+    /// Nothing leaves on this link for a while.
+    Pause {
+        from: usize,
+        to: usize,
+        time: Duration,
+    },
 }
 
 struct Machine {
@@ -242,6 +279,11 @@ impl World {
             Event::Break { at, peer } => {
                 self.machines[at].client.stream_broke(peer, now);
                 vec![at]
+            }
+            Event::Pause { from, to, time } => {
+                let until = self.clock + time;
+                self.links.entry((from, to)).and_modify(|link| link.free = link.free.max(until));
+                vec![]
             }
             Event::Close { at, session } => {
                 self.close(at, session);

@@ -1,8 +1,8 @@
 //! Whom to ask next: the split of the waiting requests over the peers.
 
-use super::remote::REVIEW;
 use super::request::Request;
 use super::session::Session;
+use super::standing::REVIEW;
 use super::{Client, SessionId};
 use crate::bitswap::Peer;
 use crate::block::Digest;
@@ -42,7 +42,7 @@ impl<P: Peer> Client<P> {
     /// Asks peers for what they said they have.
     fn take_offers(&mut self, now: Instant) {
         let peers: Vec<P> =
-            self.peers.iter().filter(|(_, remote)| remote.is_live(now)).map(|(peer, _)| *peer).collect();
+            self.peers.iter().filter(|(_, remote)| remote.standing.is_live(now)).map(|(peer, _)| *peer).collect();
         for peer in peers {
             while let Some((digest, estimate)) = self.next_offer(peer, now) {
                 if let Some(slow) = self.requests.get(&digest).and_then(Request::at) {
@@ -109,7 +109,7 @@ impl<P: Peer> Client<P> {
     pub(super) fn candidates(&self, session: &Session<P>, now: Instant) -> impl Iterator<Item = P> {
         let all = session.is_open().then_some(&self.peers).into_iter().flatten();
         let listed = session.listed().iter().filter_map(|peer| self.peers.get_key_value(peer));
-        all.chain(listed).filter(move |(_, remote)| remote.is_live(now)).map(|(peer, _)| *peer)
+        all.chain(listed).filter(move |(_, remote)| remote.standing.is_live(now)).map(|(peer, _)| *peer)
     }
 
     fn turn_of(&self, id: SessionId, session: &Session<P>, now: Instant) -> Turn<P> {
@@ -155,8 +155,8 @@ impl<P: Peer> Client<P> {
         false
     }
 
-    /// Takes blocks from peers that are so slow with them that a trusted peer with room would have
-    /// brought them several times over, and asks that one.
+    /// Takes blocks from peers that are so late with them that another one with room would have brought
+    /// them several times over, and asks that one.
     pub(super) fn rescue_late(&mut self, now: Instant) {
         let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
         for id in ids {
@@ -170,15 +170,23 @@ impl<P: Peer> Client<P> {
     fn next_rescue(&self, id: SessionId, now: Instant) -> Option<(Digest, P, Duration, P, usize)> {
         let session = self.sessions.get(&id)?;
         let estimate = session.block_size();
-        let free = self.candidates(session, now).filter(|peer| session.record(peer).is_proven());
-        let free = free.filter(|peer| self.peers.get(peer).is_some_and(|remote| remote.has_room(estimate)));
-        let (expected, peer) = free.map(|peer| (self.expected(peer, estimate, now), peer)).min()?;
-        session.wants.iter().find_map(|digest| {
+        let with_room = |peer: &P| self.peers.get(peer).is_some_and(|remote| remote.has_room(estimate));
+        let free: Vec<P> = self.candidates(session, now).filter(with_room).collect();
+        session.wants.iter().filter(|_| !free.is_empty()).find_map(|digest| {
             let request = self.requests.get(digest)?;
-            let slow = request.rescuable().filter(|slow| *slow != peer && !request.is_refused_by(&peer))?;
+            let slow = request.rescuable()?;
             let age = now.saturating_duration_since(self.peers.get(&slow)?.ask(digest)?.at);
+            let able = free.iter().copied().filter(|peer| *peer != slow && self.is_trusted(session, *peer, digest));
+            let (expected, peer) = able.map(|peer| (self.expected(peer, estimate, now), peer)).min()?;
             (age > LATE * expected + REVIEW).then_some((*digest, slow, age, peer, estimate))
         })
+    }
+
+    /// Whether `peer` has the block by all that is known.
+    fn is_trusted(&self, session: &Session<P>, peer: P, digest: &Digest) -> bool {
+        let refused = self.requests.get(digest).is_some_and(|request| request.is_refused_by(&peer));
+        let said = self.peers.get(&peer).is_some_and(|remote| remote.has_said_have(digest));
+        said || session.record(&peer).is_proven() && !refused
     }
 
     /// Asks the candidates that have not proven themselves whether they have what waits.

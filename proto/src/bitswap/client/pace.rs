@@ -1,4 +1,4 @@
-//! How fast a peer is, and what follows from it: how much to ask for, and how long to wait.
+//! How fast a peer is, and what follows from it: how much to ask for, and when it would be here.
 //!
 //! The window follows the delivery rate as BBR does: twice what the peer delivers in its shortest
 //! round trip and a little. A window that is too small shows as a higher rate in the next round, so it
@@ -19,15 +19,8 @@ const SLACK: Duration = Duration::from_millis(50);
 const USUAL_LATENCY: Duration = Duration::from_millis(100);
 /// Assumed of a peer that was not measured yet, in bytes a second.
 const USUAL_RATE: f64 = 10e6;
-/// Shortest and longest time in which an answer has to come.
-const SILENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
-/// Bytes that a peer may put into one message: no answer shows before all of it is here.
-const MESSAGE: usize = 1 << 20;
 /// Long enough for anything.
 const A_DAY: Duration = Duration::from_secs(86_400);
-/// An answer may take this many times as long as expected.
-const TOLERANCE: f64 = 4.0;
-
 /// Measurements of one peer.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -111,14 +104,6 @@ impl Pace {
         let seconds = bytes as f64 / self.rate.unwrap_or(USUAL_RATE).max(1.0);
         self.latency() + Duration::try_from_secs_f64(seconds).unwrap_or(A_DAY).min(A_DAY)
     }
-
-    /// How long the peer may be silent with `in_flight` bytes asked for.
-    pub(super) fn silence(&self, in_flight: usize) -> Duration {
-        if self.rate.is_none() {
-            return SILENCE.1;
-        }
-        self.expected(in_flight.min(MESSAGE)).mul_f64(TOLERANCE).clamp(SILENCE.0, SILENCE.1)
-    }
 }
 
 /// `bytes` as an integer; what is out of range is at the end of it.
@@ -174,14 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn waiting_has_ends() {
-        let mut clock = Instant::now();
+    fn a_late_block_lowers_the_rate() {
         let mut pace = Pace::default();
-        assert_eq!(pace.silence(0), Duration::from_secs(4));
-        pace.answered(clock, clock + Duration::from_millis(1));
-        deliver(&mut pace, &mut clock, 100_000_000, 1);
-        assert_eq!(pace.silence(1 << 20), Duration::from_secs(1));
-        deliver(&mut pace, &mut clock, 100, 100);
-        assert_eq!(pace.silence(1 << 20), Duration::from_secs(4));
+        let before = pace.expected(1 << 20);
+        pace.late(Duration::from_secs(1));
+        assert!(pace.expected(1 << 20) > 2 * before, "{:?}", pace.expected(1 << 20));
+        pace.late(Duration::ZERO);
+        assert!(pace.expected(1 << 20) > 2 * before, "a bound raised the rate");
+        assert!(pace.expected(usize::MAX) <= A_DAY + USUAL_LATENCY);
     }
 }

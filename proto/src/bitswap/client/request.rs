@@ -214,7 +214,7 @@ impl<P: Peer> Client<P> {
     pub(super) fn give_up(&mut self, peer: P, now: Instant) {
         let digests = self.asks(peer, |_, _| true);
         let Some(remote) = self.peers.get_mut(&peer) else { return };
-        remote.demote(now);
+        remote.standing.was_silent(now);
         remote.offers.clear();
         for digest in &digests {
             self.take_back(*digest, peer);
@@ -239,14 +239,16 @@ impl<P: Peer> Client<P> {
             request.rescued = true;
         }
         if let Some(remote) = self.peers.get_mut(&slow) {
-            remote.was_late(age, now);
+            remote.pace.late(age);
+            remote.standing.was_late(now);
         }
     }
 
     /// Takes back what a peer passed over.
     pub(super) fn give_up_wants(&mut self, peer: P, now: Instant) {
         let Some(remote) = self.peers.get_mut(&peer) else { return };
-        let old: BTreeSet<Digest> = remote.passed_over(now).into_iter().collect();
+        remote.standing.reviewed(now);
+        let old: BTreeSet<Digest> = remote.passed_over().into_iter().collect();
         if old.is_empty() {
             return;
         }

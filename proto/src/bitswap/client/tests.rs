@@ -33,7 +33,7 @@ impl<P: Peer> Client<P> {
             let offers =
                 |(_, digest): (&u64, &Digest)| self.requests.contains_key(digest) && remote.has_said_have(digest);
             assert!(remote.offers.iter().all(offers), "an offer without a word of it");
-            assert_eq!(remote.next_wake().is_some(), due > 0, "a clock runs while an answer is due");
+            assert_eq!(remote.standing.next_wake().is_some(), due > 0, "a clock runs while an answer is due");
         }
     }
 

@@ -252,6 +252,33 @@ fn turns_are_taken_by_bytes() {
 }
 
 #[test]
+fn nobody_waits_much_longer_than_the_others() {
+    // 100 peers with 1,024 wants each, 30 % of them present.
+    let mut store = Store::default();
+    let cids: Vec<Cid> = (0..1024u32)
+        .map(|n| match n % 10 {
+            0..3 => store.put(vec![u8::try_from(n % 251).unwrap(); 3000 + usize::try_from(n).unwrap()]),
+            _ => Digest::of(&n.to_be_bytes()).raw_cid(),
+        })
+        .collect();
+    let wants: Vec<Want> = cids.iter().map(|cid| block(*cid)).collect();
+    let mut server = Server::new();
+    for peer in 0..100 {
+        server.connected(peer);
+        server.received(peer, &wants, false);
+    }
+    let mut answers = [0; 100];
+    let mut last = [0; 100];
+    for (turn, (peer, message)) in run(&mut server, &store).into_iter().enumerate() {
+        answers[usize::from(peer)] += message.payloads.len() + message.presences.len();
+        last[usize::from(peer)] = turn;
+    }
+    assert_eq!(answers, [1024; 100]);
+    let mean = last.iter().sum::<usize>() / 100;
+    assert!(last.iter().all(|turn| *turn <= 3 * mean), "{last:?}");
+}
+
+#[test]
 fn floods_of_wants_stay_bounded() {
     // As in vectors/bitswap/messages.json, "wantlist flood": a million wants, and a hundred reconnects.
     let mut store = Store::default();

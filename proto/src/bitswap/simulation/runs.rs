@@ -95,6 +95,24 @@ fn a_silent_peer_is_passed_over_within_five_seconds() {
 }
 
 #[test]
+fn a_pause_is_sat_out_or_gone_round() {
+    let blocks = blocks(400, 100_000);
+    let pause = Event::Pause { from: 1, to: 0, time: Duration::from_secs(3) };
+    let mut world = fetch(&[Conduct::Honest], &[Link::new(5, 10_000_000)], &blocks);
+    world.at(Duration::from_secs(2), pause);
+    assert!(world.run(LIMIT));
+    assert_eq!((world.machines[0].delivered.len(), world.machines[0].stalls.len()), (400, 0));
+    assert!(seconds(&world) < 4.0 + 3.0 + 1.0, "{}", seconds(&world));
+
+    let pause = Event::Pause { from: 1, to: 0, time: Duration::from_secs(3) };
+    let mut world = fetch(&[Conduct::Honest; 2], &[Link::new(5, 10_000_000); 2], &blocks);
+    world.at(Duration::from_secs(1), pause);
+    assert!(world.run(LIMIT));
+    // 2 s on two links, and 1 s more for what the other link has to do alone.
+    assert!(seconds(&world) < 2.0 + 1.0 + 0.7, "{}", seconds(&world));
+}
+
+#[test]
 fn lies_cost_little() {
     let blocks = blocks(100, 100_000);
     for (conduct, limit) in [(Conduct::Liar, 2.0), (Conduct::Forger, 6.0)] {
