@@ -78,7 +78,7 @@ impl Node {
         converse(self.clone(), stream).await;
     }
 
-    /// Stops the network and closes the store. The other handles answer errors afterwards.
+    /// Stops the network. The store closes with its last handle.
     pub async fn shutdown(&self) {
         if let Some(network) = self.0.network.get() {
             network.shutdown().await;
@@ -230,14 +230,14 @@ impl Node {
         Ok(held.map_err(|error| Failure::from_error(Class::Failed, &error))??)
     }
 
-    /// Whether the NAR of `narinfo` is here, under `root`, every block of it.
+    /// Whether the NAR of `narinfo` is here under `root`, every block of it; then `lease` protects it.
     ///
     /// # Errors
     /// The store's.
-    pub async fn holds(&self, narinfo: &NarInfo, root: Cid) -> Result<bool, Failure> {
+    pub async fn holds(&self, narinfo: &NarInfo, root: Cid, lease: &Arc<Lease>) -> Result<bool, Failure> {
         let record = self.store().nar(&narinfo.nar_hash())?;
         let known = record.is_some_and(|record| record.roots.iter().any(|(_, held)| *held == root));
-        Ok(known && self.is_complete(root).await?)
+        Ok(known && self.protect(root, lease).await?)
     }
 
     /// Whether every block of the DAG is here.

@@ -1,7 +1,6 @@
 //! `serve`: the node as a service. Bitswap, HTTP and the control socket, until a signal.
 //!
-//! Ends within [`DRAIN`] of the signal: accepted requests are finished, then connections are closed,
-//! then the store.
+//! Ends within [`DRAIN`] and [`CLOSE`] of the signal: accepted requests are finished, then connections are closed.
 
 use crate::control::protocol::{Class, Failure};
 use crate::http::{self, Site};
@@ -19,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long accepted work may go on after the signal.
-const DRAIN: Duration = Duration::from_secs(8);
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long the network may take to send what is under way after that.
+const CLOSE: Duration = Duration::from_secs(4);
 
 /// What `serve` is started with.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ pub async fn serve(serve: Serve, ready: impl FnOnce(&Ready) -> Result<(), Failur
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!("requests were still running {} s after the signal", DRAIN.as_secs());
     }
-    node.shutdown().await;
+    let _ = tokio::time::timeout(CLOSE, node.shutdown()).await;
     Ok(())
 }
 

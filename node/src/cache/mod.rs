@@ -18,7 +18,7 @@ use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A NAR in the store that nothing refers to yet. Dropping it leaves its blocks to GC.
@@ -48,6 +48,14 @@ impl Staged {
         nar_size: u64,
     ) -> Self {
         Self { root, profile, nar_hash, nar_size, new_bytes: 0, lease }
+    }
+}
+
+impl Staged {
+    /// What keeps GC away from its blocks.
+    #[must_use]
+    pub fn lease(&self) -> Arc<Lease> {
+        self.lease.clone()
     }
 }
 
@@ -120,13 +128,15 @@ pub enum CacheError {
 #[derive(Debug, Clone)]
 pub struct Cache {
     store: Store,
+    /// One is held while a path's record is read, changed and written: the path's hash part says which.
+    records: Arc<[Mutex<()>; 64]>,
 }
 
 impl Cache {
     /// A cache over `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store }
+        Self { store, records: Arc::new([const { Mutex::new(()) }; 64]) }
     }
 
     /// The store below.
@@ -192,6 +202,11 @@ impl Cache {
             }
         }
         compare(&path, "NarSize", &narinfo.nar_size(), &record.nar_size)?;
+        let lease = staged.map_or_else(|| Arc::new(self.store.lease()), |staged| staged.lease.clone());
+        let forget = keep_whole(&mut record, &lease)?;
+        if record.roots.is_empty() {
+            return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() });
+        }
         let text = match narinfo.root().filter(|claimed| !record.roots.iter().any(|(_, root)| root == claimed.cid())) {
             None => narinfo.text().to_owned(),
             // The line lies, or its chunking is unknown here: the content is right, the line goes.
@@ -207,26 +222,53 @@ impl Cache {
             }
         };
         let hash = narinfo.store_path().hash_part();
+        let _record = self.record(&hash);
         let before = self.store.path(&hash)?;
-        let world = audience == Audience::World || before.as_ref().is_some_and(|before| before.published);
-        let pinned = audience == Audience::World || before.as_ref().is_some_and(|before| before.pinned);
-        let ops = vec![
-            Op::PutNar(record),
-            Op::PutPath(PathRecord {
+        let text = match (&claim, &before) {
+            (Claim::Own(_), Some(before)) if before.nar_hash == narinfo.nar_hash() => with_signatures_of(before, &text),
+            _ => text,
+        };
+        let mut ops: Vec<Op> = forget.into_iter().chain([Op::PutNar(record)]).collect();
+        match &before {
+            // What somebody else says of a path that is published here changes nothing of what we say.
+            Some(before) if audience == Audience::Loopback && (before.published || before.pinned) => {
+                if before.nar_hash != narinfo.nar_hash() {
+                    return Ok(());
+                }
+            }
+            _ => ops.push(Op::PutPath(PathRecord {
                 store_path: narinfo.store_path().clone(),
                 narinfo: text.into(),
                 nar_hash: narinfo.nar_hash(),
-                published: world,
-                pinned,
+                published: audience == Audience::World,
+                pinned: audience == Audience::World,
                 mirror: None,
                 added_unix: before.map_or_else(unix_now, |before| before.added_unix),
-            }),
-        ];
-        match staged {
-            Some(staged) => staged.lease.commit(ops)?,
-            None => self.store.commit(ops)?,
+            })),
         }
-        Ok(())
+        Ok(lease.commit(ops)?)
+    }
+
+    /// Changes a path's record, or removes it: `change` is given what is recorded now, and nothing else changes it
+    /// meanwhile. `None` leaves it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn change(
+        &self,
+        hash: &StorePathHash,
+        lease: &Lease,
+        change: impl FnOnce(PathRecord) -> Option<Op>,
+    ) -> Result<bool, StoreError> {
+        let _record = self.record(hash);
+        let Some(op) = self.store.path(hash)?.and_then(change) else { return Ok(false) };
+        lease.commit(vec![op])?;
+        Ok(true)
+    }
+
+    fn record(&self, hash: &StorePathHash) -> MutexGuard<'_, ()> {
+        let place = hash.as_str().bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        self.records[place % self.records.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The record of a path, if `audience` may see it.
@@ -250,6 +292,32 @@ impl Cache {
     }
 }
 
+/// The narinfo with the signatures that the record before had: publishing a path again never makes it less trusted.
+fn with_signatures_of(before: &PathRecord, text: &str) -> String {
+    let (before, now) = (NarInfo::parse_unasked(&before.narinfo), NarInfo::parse_unasked(text.as_bytes()));
+    let (Ok(before), Ok(mut now)) = (before, now) else { return text.to_owned() };
+    for signature in before.signatures() {
+        if !now.signatures().contains(signature) {
+            now.add_sig(signature.clone());
+        }
+    }
+    now.text().to_owned()
+}
+
+/// Leaves the roots whose blocks are all here, and protects those: blocks of older ones may have been given to a mirror,
+/// or dropped because they were damaged. The change that makes the store forget those.
+fn keep_whole(record: &mut NarRecord, lease: &Lease) -> Result<Option<Op>, StoreError> {
+    let recorded = record.roots.len();
+    let mut whole = Vec::with_capacity(recorded);
+    for (profile, root) in std::mem::take(&mut record.roots) {
+        if lease.touch_dag(&root)? {
+            whole.push((profile, root));
+        }
+    }
+    record.roots = whole;
+    Ok((record.roots.len() < recorded).then_some(Op::RemoveNar(record.nar_hash)))
+}
+
 /// Seconds since 1970; 0 on a clock before that.
 #[must_use]
 pub fn unix_now() -> u64 {
@@ -268,12 +336,6 @@ fn compare<T: PartialEq + ToString>(
     Err(CacheError::Mismatch { path: path.to_owned(), field, claimed: claimed.to_string(), actual: actual.to_string() })
 }
 
-/// Takes a reader through the next bytes; only the grammar matters here.
-fn follow(grammar: &mut Reader, mut input: &[u8]) -> Result<(), NarError> {
-    while grammar.next_event(&mut input)?.is_some() {}
-    Ok(())
-}
-
 /// Hands the input on and checks the grammar of what went by.
 struct Checked<R> {
     input: R,
@@ -285,7 +347,7 @@ impl<R: Read> Read for Checked<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let length = self.input.read(buffer)?;
         let checked = if length > 0 {
-            self.grammar.as_mut().map_or(Ok(()), |grammar| follow(grammar, &buffer[..length]))
+            self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.follow(&buffer[..length]))
         } else {
             self.grammar.take().map_or(Ok(()), Reader::finish)
         };

@@ -145,38 +145,32 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W>
         Ok(())
     }
 
-    /// Imports the data frames that follow. They are read to their end even when the import fails, so
-    /// that the connection stays in step.
+    /// Imports the data frames that follow. A failed import is answered at once, and the connection is then out of step:
+    /// its client makes another.
     async fn stage(&mut self, profile: &str) -> Result<Result<Done, Failure>, FrameError> {
-        let profile = parse_profile(profile);
+        let profile = match parse_profile(profile) {
+            Ok(profile) => profile,
+            Err(failure) => return Ok(Err(failure)),
+        };
         let (feed, input) = pipe();
         let cache = self.node.cache().clone();
-        let import = profile.clone().map(|profile| tokio::task::spawn_blocking(move || cache.stage(input, profile)));
-        let mut feed = Some(feed);
+        let import = tokio::task::spawn_blocking(move || cache.stage(input, profile));
         loop {
             match self.input.next().await.transpose()? {
                 Some(Frame::Data(bytes)) => {
-                    if let Some(open) = &feed
-                        && open.send(Ok(bytes)).await.is_err()
-                    {
-                        feed = None;
+                    if feed.send(Ok(bytes)).await.is_err() {
+                        break;
                     }
                 }
                 Some(Frame::End) => break,
                 _ => {
-                    if let Some(open) = feed {
-                        let _ = open.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
-                    }
+                    let _ = feed.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
                     return Ok(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR")));
                 }
             }
         }
         drop(feed);
-        let import = match import {
-            Ok(import) => import.await,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        Ok(match import {
+        Ok(match import.await {
             Ok(Ok(staged)) => self.keep(staged),
             Ok(Err(error)) => Err(error.into()),
             Err(error) => Err(Failure::from_error(Class::Failed, &error)),
@@ -264,11 +258,11 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
     match request {
         Request::Hello => Ok(node.hello()),
         Request::Status => Ok(Done::Status(node.status().await?)),
-        Request::Known { path, nar_hash, profile } => known(node, path.as_deref(), nar_hash.as_deref(), &profile),
+        Request::Known { path, nar_hash, profile } => known(node, path.as_deref(), nar_hash.as_deref(), &profile).await,
         Request::Fetch(fetch) => jobs::fetch::fetch(node, fetch, events).await,
         Request::Nar { nar_hash } => nar(node, &nar_hash, events).await,
         Request::MirrorPull { url, trusted_keys, peers, store_paths } => {
-            jobs::mirror::pull(node, (url, store_paths), &trusted_keys, peers, events).await
+            jobs::mirror::pull(node, (url, store_paths), &trusted_keys, &peers, events).await
         }
         Request::MirrorReceive { peers, narinfos, trusted_keys } => {
             jobs::mirror::receive(node, &peers, narinfos, &trusted_keys, events).await
@@ -284,7 +278,7 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
     }
 }
 
-fn known(node: &Node, path: Option<&str>, nar_hash: Option<&str>, profile: &str) -> Result<Done, Failure> {
+async fn known(node: &Node, path: Option<&str>, nar_hash: Option<&str>, profile: &str) -> Result<Done, Failure> {
     let profile = parse_profile(profile)?;
     let record = match path {
         Some(path) => node.store().path(&jobs::fetch::parse_hash(path)?)?.filter(|record| record.published),
@@ -293,6 +287,11 @@ fn known(node: &Node, path: Option<&str>, nar_hash: Option<&str>, profile: &str)
     let held = match nar_hash {
         Some(nar_hash) => node.cache().root(&parse_nar_hash(nar_hash)?, Some(profile))?,
         None => None,
+    };
+    // Blocks may have been left to a mirror: then the NAR must be staged again.
+    let held = match held {
+        Some((root, _)) if !node.is_complete(root).await? => None,
+        held => held,
     };
     let narinfo = record.map(|record| String::from_utf8_lossy(&record.narinfo).into_owned());
     Ok(Done::Known { narinfo, root: held.map(|(root, _)| root.to_string()), nar_size: held.map(|(_, size)| size) })

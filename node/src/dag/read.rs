@@ -10,6 +10,7 @@ use crate::network::{Session, WantError};
 use crate::store::{Lease, Store, StoreError};
 use crate::upstream::Gateway;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
@@ -22,7 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes asked for ahead of the reader when they may have to come over the network.
-const FAR_WINDOW: u64 = 16 << 20;
+const FAR_WINDOW: u64 = 8 << 20;
+/// The same for all such readers of this process together, as long as each has a [`NEAR_WINDOW`].
+const ALL_FAR_WINDOWS: u64 = 32 << 20;
 /// The same when only the store is asked: enough to keep the threads busy, and hundreds of readers fit in memory.
 const NEAR_WINDOW: u64 = 1 << 20;
 
@@ -46,8 +49,8 @@ impl Sources {
         Self { store, lease: None, session: None, gateways: Arc::new([]) }
     }
 
-    fn window(&self) -> u64 {
-        if self.session.is_none() && self.gateways.is_empty() { NEAR_WINDOW } else { FAR_WINDOW }
+    fn is_near(&self) -> bool {
+        self.session.is_none() && self.gateways.is_empty()
     }
 }
 
@@ -146,6 +149,31 @@ struct Reader {
     counters: Arc<Counters>,
     asked: HashSet<Cid>,
     arriving: FuturesUnordered<BoxFuture<'static, Fetched>>,
+    /// Why nothing more is asked for. What came before it in the file is still handed out.
+    failed: Option<ReadError>,
+    far: Option<FarReader>,
+}
+
+/// Counts the readers that may wait for the network: their windows share one budget.
+struct FarReader;
+
+static FAR_READERS: AtomicU64 = AtomicU64::new(0);
+
+impl FarReader {
+    fn enter() -> Self {
+        FAR_READERS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+
+    fn window() -> u64 {
+        (ALL_FAR_WINDOWS / FAR_READERS.load(Ordering::Relaxed).max(1)).clamp(NEAR_WINDOW, FAR_WINDOW)
+    }
+}
+
+impl Drop for FarReader {
+    fn drop(&mut self) {
+        FAR_READERS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The bytes of `range` of the file `root`, in order.
@@ -155,9 +183,10 @@ pub fn read(
     root: Cid,
     range: Range<u64>,
 ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
-    let (asked, arriving) = (HashSet::new(), FuturesUnordered::new());
+    let (asked, arriving, failed) = (HashSet::new(), FuturesUnordered::new(), None);
+    let far = (!sources.is_near()).then(FarReader::enter);
     let reader = FileWalk::new(root, range)
-        .map(|walk| Reader { root, walk, sources, counters, asked, arriving })
+        .map(|walk| Reader { root, walk, sources, counters, asked, arriving, failed, far })
         .map_err(|source| ReadError::Dag { root, source });
     try_unfold(Some(reader), |reader| async move {
         let Some(reader) = reader else { return Ok(None) };
@@ -169,30 +198,57 @@ pub fn read(
 impl Reader {
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         loop {
+            self.ask();
+            // Starts what was just asked for, and takes what came while the reader was busy.
+            let mut took = false;
+            while let Some(Some(arrived)) = self.arriving.next().now_or_never() {
+                self.take(arrived);
+                took = true;
+            }
             if let Some(bytes) = self.walk.next_bytes() {
                 return Ok(Some(bytes));
             }
             if self.walk.is_done() {
                 return Ok(None);
             }
-            self.ask();
-            let Some(block) = self.arriving.next().await else {
-                return Err(ReadError::Missing { root: self.root, cid: self.root });
-            };
-            let block = block?;
-            self.asked.remove(block.cid());
-            self.walk.feed(&block).map_err(|source| ReadError::Dag { root: self.root, source })?;
+            match self.arriving.next().await {
+                Some(arrived) => self.take(arrived),
+                // What came names what to ask for next.
+                None if took && self.failed.is_none() => {}
+                None => {
+                    let missing = ReadError::Missing { root: self.root, cid: self.root };
+                    return Err(self.failed.take().unwrap_or(missing));
+                }
+            }
         }
     }
 
     fn ask(&mut self) {
-        let ahead: Vec<Cid> = self.walk.upcoming(self.sources.window()).map(|(cid, _)| cid).collect();
+        if self.failed.is_some() {
+            return;
+        }
+        let window = if self.far.is_some() { FarReader::window() } else { NEAR_WINDOW };
+        let ahead: Vec<Cid> = self.walk.upcoming(window).map(|(cid, _)| cid).collect();
         for cid in ahead {
             if self.asked.insert(cid) {
                 let obtain = obtain(self.sources.clone(), self.counters.clone(), self.root, cid);
                 self.arriving.push(Box::pin(obtain));
             }
         }
+    }
+
+    fn take(&mut self, arrived: Fetched) {
+        let error = match arrived {
+            Ok(block) => {
+                self.asked.remove(block.cid());
+                match self.walk.feed(&block) {
+                    Ok(_) => return,
+                    Err(source) => ReadError::Dag { root: self.root, source },
+                }
+            }
+            Err(error) => error,
+        };
+        self.failed.get_or_insert(error);
     }
 }
 

@@ -13,8 +13,8 @@ use crate::store::{GcOptions, GcReport, Op, PathRecord};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, DAG_PB};
 use nipfs_proto::dag::walk::Visit;
+use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::store_path::StorePath;
-use std::sync::Arc;
 
 /// Runs the job.
 ///
@@ -27,57 +27,50 @@ pub async fn collect(
     require_mirror: Option<&str>,
     events: &Events,
 ) -> Result<Done, Failure> {
-    let mirror = match require_mirror {
-        Some(address) => Some(Mirror::connect(node, address).await?),
-        None => None,
+    let Some(address) = require_mirror else {
+        return Ok(done(&sweep(node, dry_run, max_size).await?, Vec::new()));
     };
-    let mut total = sweep(node, dry_run).await?;
+    let mirror = Mirror::connect(node, address).await?;
+    let mut total = sweep(node, dry_run, None).await?;
     let mut kept_because = Vec::new();
-    let Some(max_size) = max_size else { return Ok(done(node, &total, kept_because)) };
+    let max_size = max_size.unwrap_or(u64::MAX);
     let mut pinned = pinned_oldest_first(node)?.into_iter();
     let mut size = node.store().stats()?.stored_bytes.saturating_sub(if dry_run { total.freed_bytes } else { 0 });
     while size > max_size {
         // One sweep marks everything, so each round unpins about as much as is still too much.
         let mut excess = size - max_size;
-        let mut ops = Vec::new();
+        let mut dropped = Vec::new();
         while excess > 0
             && let Some(record) = pinned.next()
         {
-            let path = record.store_path.to_absolute_path();
-            let op = match &mirror {
-                None => Op::RemovePath(record.store_path.hash_part()),
-                Some(mirror) => match mirror.prove(node, &record).await {
-                    Ok(()) => Op::PutPath(PathRecord {
-                        pinned: false,
-                        mirror: Some(mirror.address.clone()),
-                        ..record.clone()
-                    }),
-                    Err(why) => {
-                        events.note(format!("{path}: kept: {why}")).await?;
-                        kept_because.push((path, why.to_string()));
-                        continue;
-                    }
-                },
-            };
-            let nar_size = node.cache().root(&record.nar_hash, None)?.map_or(0, |(_, size)| size);
-            excess = excess.saturating_sub(nar_size.max(1));
-            total.dropped_paths.push(record.store_path.clone());
-            ops.push(op);
+            match mirror.take_over(node, &record, dry_run).await {
+                Ok(nar_size) => {
+                    excess = excess.saturating_sub(nar_size.max(1));
+                    dropped.push(record.store_path);
+                }
+                Err(why) => {
+                    let path = record.store_path.to_absolute_path();
+                    events.note(format!("{path}: kept: {why}")).await?;
+                    kept_because.push((path, why));
+                }
+            }
         }
-        if ops.is_empty() || dry_run {
+        let nothing = dropped.is_empty();
+        total.kept_paths = total.kept_paths.saturating_sub(dropped.len() as u64);
+        total.dropped_paths.append(&mut dropped);
+        if nothing || dry_run {
             break;
         }
-        node.commit(Arc::new(node.store().lease()), ops).await?;
-        let swept = sweep(node, false).await?;
+        let swept = sweep(node, false, None).await?;
         total.freed_bytes += swept.freed_bytes;
         size = node.store().stats()?.stored_bytes;
     }
-    Ok(done(node, &total, kept_because))
+    Ok(done(&total, kept_because))
 }
 
-async fn sweep(node: &Node, dry_run: bool) -> Result<GcReport, Failure> {
+async fn sweep(node: &Node, dry_run: bool, max_size: Option<u64>) -> Result<GcReport, Failure> {
     let store = node.store().clone();
-    let report = tokio::task::spawn_blocking(move || store.gc(&GcOptions { dry_run, max_size: None })).await;
+    let report = tokio::task::spawn_blocking(move || store.gc(&GcOptions { dry_run, max_size })).await;
     Ok(report.map_err(|error| Failure::from_error(Class::Failed, &error))??)
 }
 
@@ -93,14 +86,10 @@ fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
     Ok(pinned)
 }
 
-fn done(node: &Node, total: &GcReport, kept_because: Vec<(String, String)>) -> Done {
-    let kept = pinned_oldest_first(node).map_or(0, |pinned| pinned.len() as u64);
-    Done::Gc {
-        freed_bytes: total.freed_bytes,
-        dropped_paths: total.dropped_paths.iter().map(StorePath::to_absolute_path).collect(),
-        kept_paths: kept,
-        kept_because,
-    }
+fn done(total: &GcReport, kept_because: Vec<(String, String)>) -> Done {
+    let mut dropped_paths: Vec<String> = total.dropped_paths.iter().map(StorePath::to_absolute_path).collect();
+    dropped_paths.extend(total.dropped_pins.iter().map(ToString::to_string));
+    Done::Gc { freed_bytes: total.freed_bytes, dropped_paths, kept_paths: total.kept_paths, kept_because }
 }
 
 /// A peer that shall hold what we drop.
@@ -119,10 +108,31 @@ impl Mirror {
         Ok(Self { address: address.to_owned(), session: network.session(vec![peer]) })
     }
 
+    /// Has the path proved, then leaves it to the mirror: it is no longer pinned here, and stays published. Returns the
+    /// bytes of its NAR.
+    async fn take_over(&self, node: &Node, record: &PathRecord, dry_run: bool) -> Result<u64, String> {
+        let narinfo = NarInfo::parse_unasked(&record.narinfo).map_err(|error| error.to_string())?;
+        let root = narinfo.root().map(|root| *root.cid()).ok_or("its narinfo has no IPFSHash")?;
+        self.prove(root).await?;
+        if dry_run {
+            return Ok(narinfo.nar_size());
+        }
+        let (cache, lease) = (node.cache().clone(), node.store().lease());
+        let (mirror, proved) = (self.address.clone(), record.clone());
+        let change = move |now: PathRecord| {
+            // Published anew while the mirror was asked: that is another promise.
+            (now == proved).then(|| Op::PutPath(PathRecord { pinned: false, mirror: Some(mirror), ..now }))
+        };
+        let hash = record.store_path.hash_part();
+        let changed = tokio::task::spawn_blocking(move || cache.change(&hash, &lease, change)).await;
+        match changed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
+            true => Ok(narinfo.nar_size()),
+            false => Err("it was changed meanwhile".to_owned()),
+        }
+    }
+
     /// Asks the peer for what only a holder can send. `Err` says what it did not.
-    async fn prove(&self, node: &Node, record: &PathRecord) -> Result<(), String> {
-        let root = node.cache().root(&record.nar_hash, None).map_err(|error| error.to_string())?;
-        let (root, _) = root.ok_or("its NAR is not here")?;
+    async fn prove(&self, root: Cid) -> Result<(), String> {
         let mut visit = Visit::new([root]).map_err(|error| error.to_string())?;
         let mut leaves = Vec::new();
         let mut seen = 0;

@@ -31,7 +31,7 @@ const INFO_DEADLINE: Duration = Duration::from_secs(3);
 /// Peers that are taken from caches.
 const MAX_HINTS: usize = 16;
 /// Paths of one closure: far above any system, far below what fills memory.
-const MAX_CLOSURE: usize = 1 << 18;
+pub(crate) const MAX_CLOSURE: usize = 1 << 18;
 
 /// A NAR of at most this many bytes is got ahead of its turn.
 const SMALL: u64 = 2 << 20;
@@ -66,15 +66,17 @@ type Early = AbortOnDropHandle<Result<Obtained, Failure>>;
 pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done, Failure> {
     let keys = parse_keys(&request.trusted_keys)?;
     let upstreams = parse_upstreams(&request.from)?;
-    let skip: BTreeSet<&str> = request.skip.iter().map(String::as_str).collect();
+    let skip: BTreeSet<StorePathHash> = request.skip.iter().filter_map(|hash| hash.parse().ok()).collect();
     let wanted = request.paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
-    let (checked, places) =
-        tokio::try_join!(narinfos(&wanted, request.closure, &upstreams, (&keys, request.check_sigs)), async {
+    let (checked, places) = tokio::try_join!(
+        narinfos((&wanted, &skip, request.closure), &upstreams, (&keys, request.check_sigs)),
+        async {
             let peers = with_hints(&request.peers, &upstreams).await;
             places(node, &peers, &request.gateways, events).await
-        })?;
+        }
+    )?;
     let getter = Getter { node: node.clone(), places, events: events.clone(), data: request.data };
-    let mut waiting = dependencies_first(&checked).into_iter().filter(|hash| !skip.contains(hash.as_str()));
+    let mut waiting = dependencies_first(&checked).into_iter();
     let mut turns: VecDeque<(&Checked, Option<Early>)> = VecDeque::new();
     let (mut ok, mut failures) = (0, Vec::new());
     loop {
@@ -171,7 +173,7 @@ impl Getter {
 
 /// The peers that were named, and those that the caches name in `/nipfs-info`. A hint costs nothing when it is wrong:
 /// whatever a peer sends is checked.
-async fn with_hints(named: &[String], upstreams: &[Upstream]) -> Vec<String> {
+pub(crate) async fn with_hints(named: &[String], upstreams: &[Upstream]) -> Vec<String> {
     let infos = upstreams.iter().map(|upstream| upstream.nipfs_info(INFO_DEADLINE));
     let infos = futures::future::join_all(infos).await;
     let hints = infos.into_iter().filter_map(|info| info.ok().flatten()).flat_map(|info| info.peers).take(MAX_HINTS);
@@ -197,17 +199,17 @@ pub(crate) async fn places(
     let mut connecting = FuturesUnordered::new();
     if let Some(network) = &network {
         for address in addresses {
-            connecting.push(async move { (network.connect(address.clone()).await, address) });
+            connecting.push(network.connect(address));
         }
     }
     let mut connected = Vec::new();
-    while let Some((result, address)) = connecting.next().await {
+    while let Some(result) = connecting.next().await {
         match result {
             Ok(peer) => {
                 names.push(peer.to_string());
                 connected.push(peer);
             }
-            Err(error) => events.note(format!("peer {address}: {error}")).await?,
+            Err(error) => events.note(Failure::from(error).to_string()).await?,
         }
     }
     drop(connecting);
@@ -222,16 +224,16 @@ pub(crate) async fn places(
     Ok(Places { blocks, upstream: None, peers })
 }
 
-/// The narinfos of `wanted`, and of all they refer to when `closure` is set. Every one is checked.
+/// The narinfos of `wanted`, and of all they refer to when `closure` is set. Every one is checked. What the client has
+/// already is not asked for, nor what only that refers to.
 async fn narinfos(
-    wanted: &[StorePathHash],
-    closure: bool,
+    (wanted, skip, closure): (&[StorePathHash], &BTreeSet<StorePathHash>, bool),
     upstreams: &[Upstream],
     keys: (&TrustedKeys, bool),
 ) -> Result<BTreeMap<StorePathHash, Checked>, Failure> {
     let mut found: BTreeMap<StorePathHash, Checked> = BTreeMap::new();
-    let mut seen: BTreeSet<StorePathHash> = wanted.iter().copied().collect();
-    let mut waiting: Vec<StorePathHash> = seen.iter().copied().collect();
+    let mut seen = skip.clone();
+    let mut waiting: Vec<StorePathHash> = wanted.iter().copied().filter(|hash| seen.insert(*hash)).collect();
     let mut asking = FuturesUnordered::new();
     loop {
         while asking.len() < NARINFOS_AT_ONCE

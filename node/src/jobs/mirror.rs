@@ -5,10 +5,10 @@
 //! the others.
 
 use super::Events;
-use super::fetch::{Checked, bound_profile, narinfo, parse_hash, parse_keys, places};
+use super::fetch::{Checked, MAX_CLOSURE, bound_profile, narinfo, parse_hash, parse_keys, places, with_hints};
 use super::obtain::{Obtain, Places};
 use crate::Node;
-use crate::cache::{Audience, Claim};
+use crate::cache::{Audience, Claim, Staged};
 use crate::control::protocol::{Class, Done, Failure, Item, SourceBytes};
 use crate::upstream::Upstream;
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
@@ -17,10 +17,7 @@ use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// How long a cache may take to say what it is.
-const INFO_DEADLINE: Duration = Duration::from_secs(15);
 /// Paths in work at once: one waits for the network while another is written.
 const PATHS_AT_ONCE: usize = 4;
 
@@ -50,16 +47,12 @@ pub async fn pull(
     node: &Node,
     (url, store_paths): (String, Option<Vec<String>>),
     trusted_keys: &[String],
-    mut peers: Vec<String>,
+    peers: &[String],
     events: &Events,
 ) -> Result<Done, Failure> {
     let keys = Some(parse_keys(trusted_keys)?);
     let upstream = Upstream::new(&url)?;
-    // The peers named there are hints: whatever they send is checked.
-    let info = upstream.nipfs_info(INFO_DEADLINE).await?;
-    peers.extend(info.into_iter().flat_map(|info| info.peers));
-    peers.sort_unstable();
-    peers.dedup();
+    let peers = with_hints(peers, std::slice::from_ref(&upstream)).await;
     let hashes: BTreeSet<StorePathHash> = match store_paths {
         Some(paths) => paths.iter().map(|path| parse_hash(path)).collect::<Result<_, _>>()?,
         None => {
@@ -67,7 +60,8 @@ pub async fn pull(
                 let failure = Failure::new(Class::Failed, format!("{url}: the cache does not list its paths"));
                 failure.hint("name them with --store-paths FILE")
             })?;
-            listed.map_err(Failure::from).map_ok(|path| path.hash_part()).try_collect().await?
+            let listed = listed.take(MAX_CLOSURE).map_err(Failure::from).map_ok(|path| path.hash_part());
+            listed.try_collect().await?
         }
     };
     let places = places(node, &peers, &[], events).await?;
@@ -125,19 +119,21 @@ impl Mirror<'_> {
                 let keys = self.keys.as_ref().unwrap_or(&none);
                 narinfo(hash, &self.upstreams, (keys, true)).await.map_err(|failure| (hash.to_string(), failure))?
             }
-            Wanted::Told(text) => self.accept(&text).map_err(|failure| (first_line(&text), failure))?,
+            Wanted::Told(text) => self.accept(&text)?,
         };
         let path = checked.trusted.info().store_path().to_absolute_path();
         self.bring(checked).await.map_err(|failure| (path, failure))
     }
 
-    fn accept(&self, text: &str) -> Result<Checked, Failure> {
+    fn accept(&self, text: &str) -> Result<Checked, (String, Failure)> {
         let refuse = |error: &(dyn std::error::Error + 'static)| Failure::from_error(Class::Refused, error);
-        let narinfo = NarInfo::parse_unasked(text.as_bytes()).map_err(|error| refuse(&error))?;
+        let narinfo = NarInfo::parse_unasked(text.as_bytes());
+        let narinfo = narinfo.map_err(|error| (first_line(text), refuse(&error)))?;
         let Some(keys) = &self.keys else {
             return Ok(Checked { trusted: TrustedNarInfo::own(narinfo), profile: None, upstream: None });
         };
-        let trusted = keys.check(&narinfo).map_err(|error| refuse(&error))?;
+        let trusted = keys.check(&narinfo);
+        let trusted = trusted.map_err(|error| (narinfo.store_path().to_absolute_path(), refuse(&error)))?;
         Ok(Checked { trusted, profile: bound_profile(keys, &narinfo), upstream: None })
     }
 
@@ -149,12 +145,17 @@ impl Mirror<'_> {
         let Some(root) = narinfo.root().map(|root| *root.cid()) else {
             return Err(Failure::new(Class::Failed, format!("{path}: its narinfo has no IPFSHash")));
         };
-        let (state, bytes) = if self.node.holds(narinfo, root).await? {
-            self.node.cache().commit(Claim::Trusted(&trusted), None, Audience::World)?;
+        let lease = Arc::new(self.node.store().lease());
+        let (state, bytes) = if self.node.holds(narinfo, root, &lease).await? {
+            let (hash, cache, trusted) = (narinfo.nar_hash(), self.node.cache().clone(), trusted.clone());
+            let staged = Staged::by_reading(lease, root, profile, hash, nar_size);
+            let commit = move || cache.commit(Claim::Trusted(&trusted), Some(&staged), Audience::World);
+            let committed = tokio::task::spawn_blocking(commit).await;
+            committed.map_err(|error| Failure::from_error(Class::Failed, &error))??;
             ("held", SourceBytes::default())
         } else {
             let mut places = self.places.clone();
-            places.blocks.lease = Some(Arc::new(self.node.store().lease()));
+            places.blocks.lease = Some(lease);
             places.upstream = upstream;
             let (cache, audience) = (self.node.cache(), Audience::World);
             let obtain =

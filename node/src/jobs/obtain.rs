@@ -8,12 +8,14 @@ use super::Events;
 use crate::cache::{Audience, Cache, CacheError, Claim, Staged};
 use crate::control::protocol::{Class, Failure, Report, SourceBytes};
 use crate::dag::read::{Counters, ReadError, Sources, read};
+use crate::store::Lease;
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, pin_mut};
 use nipfs_proto::Cid;
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::nar::Reader;
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use sha2::{Digest as _, Sha256};
@@ -42,11 +44,13 @@ pub struct Obtained {
     pub bytes: SourceBytes,
     /// The source that delivered most of what matched: `local`, `bitswap`, `gateway` or `http`.
     pub source: &'static str,
+    /// Keeps GC away from its blocks.
+    _lease: Option<Arc<Lease>>,
 }
 
-fn obtained(root: Cid, counters: &Counters) -> Obtained {
+fn obtained(root: Cid, counters: &Counters, lease: Option<Arc<Lease>>) -> Obtained {
     let bytes = counters.snapshot();
-    Obtained { root: Some(root), bytes, source: most(bytes) }
+    Obtained { root: Some(root), bytes, source: most(bytes), _lease: lease }
 }
 
 /// The source that delivered most.
@@ -80,6 +84,8 @@ pub struct Obtain<'a> {
 struct Progress {
     hash: Sha256,
     done: u64,
+    /// What a stranger's root names need not even be a NAR; a listener shall not have to find out.
+    grammar: Reader,
 }
 
 /// How reading blocks ended.
@@ -101,17 +107,31 @@ impl Obtain<'_> {
     pub async fn run(self) -> Result<Obtained, Failure> {
         let counters = Arc::new(Counters::default());
         let held = self.cache.root(&self.narinfo().nar_hash(), None)?.map(|(root, _)| root);
-        let root = held.or_else(|| self.narinfo().root().map(|root| *root.cid()));
+        let named = self.narinfo().root().map(|root| *root.cid());
+        // What we publish must be the DAG that the narinfo names; for ourselves any DAG of the NAR will do.
+        let root = if self.audience == Audience::World { named.or(held) } else { held.or(named) };
         let mut refused = None;
         if let Some(root) = root {
             match self.by_blocks(root, &counters).await? {
                 Ended::Whole => {
-                    self.commit_blocks(root)?;
-                    return Ok(obtained(root, &counters));
+                    let lease = self.places.blocks.lease.clone();
+                    if let Some(lease) = &lease {
+                        let (hash, size) = (self.narinfo().nar_hash(), self.narinfo().nar_size());
+                        self.commit(Staged::by_reading(lease.clone(), root, self.profile, hash, size)).await?;
+                    }
+                    return Ok(obtained(root, &counters, lease));
                 }
                 Ended::Dry(progress) if self.data && progress.done > 0 && self.places.upstream.is_some() => {
-                    self.rest_over_http(progress, &counters).await?;
-                    return Ok(obtained(root, &counters));
+                    match self.rest_over_http(progress, &counters).await {
+                        Ok(()) => return Ok(obtained(root, &counters, None)),
+                        // What came as blocks was not the beginning of what was signed.
+                        Err(why) if why.class == Class::Refused => {
+                            self.events.note(format!("{why}; trying the next source")).await?;
+                            self.restart().await?;
+                            refused = Some(why);
+                        }
+                        Err(failure) => return Err(failure),
+                    }
                 }
                 Ended::Dry(progress) if progress.done > 0 => self.restart().await?,
                 Ended::Dry(_) => {}
@@ -123,7 +143,9 @@ impl Obtain<'_> {
             }
         }
         match self.over_http(&counters).await {
-            Ok(root) => Ok(Obtained { root: Some(root), bytes: counters.snapshot(), source: "http" }),
+            Ok((root, lease)) => {
+                Ok(Obtained { root: Some(root), bytes: counters.snapshot(), source: "http", _lease: Some(lease) })
+            }
             Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
             Err(failure) => Err(failure),
         }
@@ -151,7 +173,12 @@ impl Obtain<'_> {
         while let Some(next) = bytes.next().await {
             match next {
                 Ok(chunk) if progress.done + chunk.len() as u64 > size => break,
-                Ok(chunk) => self.deliver(chunk, &mut progress, counters).await?,
+                Ok(chunk) => {
+                    if let Err(error) = progress.grammar.follow(&chunk) {
+                        return Ok(Ended::Wrong(self.lie(root).because(&error)));
+                    }
+                    self.deliver(chunk, &mut progress, counters).await?;
+                }
                 Err(ReadError::Missing { cid, .. }) => {
                     self.note_missing(cid, progress.done).await?;
                     return Ok(Ended::Dry(progress));
@@ -200,12 +227,13 @@ impl Obtain<'_> {
         Ok(())
     }
 
-    fn commit_blocks(&self, root: Cid) -> Result<(), Failure> {
-        let Some(lease) = self.places.blocks.lease.clone() else { return Ok(()) };
-        let staged =
-            Staged::by_reading(lease, root, self.profile, self.narinfo().nar_hash(), self.narinfo().nar_size());
-        self.cache.commit(Claim::Trusted(self.trusted), Some(&staged), self.audience)?;
-        Ok(())
+    /// Commits what was staged, on a thread that may wait for the disk.
+    async fn commit(&self, staged: Staged) -> Result<(), Failure> {
+        let (cache, trusted, audience) = (self.cache.clone(), self.trusted.clone(), self.audience);
+        let commit = move || cache.commit(Claim::Trusted(&trusted), Some(&staged), audience);
+        let committed = tokio::task::spawn_blocking(commit).await;
+        let committed = committed.map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        committed.map_err(|error| self.at(error))
     }
 
     fn upstream(&self) -> Result<&Upstream, Failure> {
@@ -240,7 +268,7 @@ impl Obtain<'_> {
     }
 
     /// The whole NAR over HTTP, imported while it comes.
-    async fn over_http(&self, counters: &Counters) -> Result<Cid, Failure> {
+    async fn over_http(&self, counters: &Counters) -> Result<(Cid, Arc<Lease>), Failure> {
         let stream = self.upstream()?.nar(self.narinfo(), 0).await?;
         let (feed, input) = pipe();
         let cache = self.cache.clone();
@@ -254,10 +282,9 @@ impl Obtain<'_> {
             return Err(self.wrong_over_http(&staged.nar_hash));
         }
         // The narinfo's own root may have been cut in a way we do not know; then its line goes with it.
-        self.cache
-            .commit(Claim::Trusted(self.trusted), Some(&staged), self.audience)
-            .map_err(|error| self.at(error))?;
-        Ok(staged.root)
+        let (root, lease) = (staged.root, staged.lease());
+        self.commit(staged).await?;
+        Ok((root, lease))
     }
 
     async fn feed(

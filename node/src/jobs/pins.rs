@@ -6,7 +6,7 @@ use crate::Node;
 use crate::cache::unix_now;
 use crate::control::protocol::{Class, Done, Failure, Item};
 use crate::dag::read::{Sources, block};
-use crate::store::{CidPin, Op, PathRecord};
+use crate::store::{CidPin, Lease, Op, PathRecord};
 use futures::stream::{FuturesUnordered, StreamExt};
 use nipfs_proto::Cid;
 use nipfs_proto::block::parse_cid;
@@ -14,8 +14,8 @@ use nipfs_proto::dag::walk::{Visit, WalkError};
 use nipfs_proto::nix::store_path::StorePathHash;
 use std::sync::Arc;
 
-/// Blocks of a DAG that are asked for at once.
-const BLOCKS_AT_ONCE: usize = 64;
+/// Blocks of a DAG that are asked for at once; each has at most 2 MiB.
+const BLOCKS_AT_ONCE: usize = 16;
 
 /// What a pin command names.
 enum Target {
@@ -77,15 +77,21 @@ fn path_item(node: &Node, record: &PathRecord) -> Result<Item, Failure> {
 pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -> Result<Done, Failure> {
     match parse(target)? {
         Target::Path(hash) => {
-            let unknown = || Failure::new(Class::NotFound, format!("{target}: not in this node's cache"));
+            let unknown = || {
+                let failure = Failure::new(Class::NotFound, format!("{target}: not in this node's cache"));
+                failure.hint("run: nipfs publish PATH, nipfs mirror pull URL or nipfs fetch PATH")
+            };
             let record = node.store().path(&hash)?.ok_or_else(unknown)?;
             let (root, _) = node.cache().root(&record.nar_hash, None)?.ok_or_else(unknown)?;
+            // The blocks of a path that was left to a mirror come from there.
+            let peers: Vec<String> = peers.iter().cloned().chain(record.mirror).collect();
             let lease = Arc::new(node.store().lease());
-            if !node.protect(root, &lease).await? {
-                return Err(Failure::new(Class::NotFound, format!("{target}: blocks of its NAR are missing")));
+            let blocks = places(node, &peers, &[], events).await?.blocks;
+            download(&Sources { lease: Some(lease.clone()), ..blocks }, root).await?;
+            let pin = |record| Some(Op::PutPath(PathRecord { pinned: true, mirror: None, ..record }));
+            if !change(node, hash, lease, pin).await? {
+                return Err(unknown());
             }
-            let record = PathRecord { pinned: true, published: true, mirror: None, ..record };
-            node.commit(lease, vec![Op::PutPath(record)]).await?;
         }
         Target::Root(root) => {
             let lease = Arc::new(node.store().lease());
@@ -121,10 +127,11 @@ async fn download(sources: &Sources, root: Cid) -> Result<(), Failure> {
 /// `NotFound` when nothing like it is pinned.
 pub async fn remove(node: &Node, target: &str) -> Result<Done, Failure> {
     let unknown = || Failure::new(Class::NotFound, format!("{target}: not pinned"));
+    let lease = Arc::new(node.store().lease());
     let op = match parse(target)? {
         Target::Path(hash) => {
-            node.store().path(&hash)?.filter(|record| record.pinned).ok_or_else(unknown)?;
-            Op::RemovePath(hash)
+            let remove = move |record: PathRecord| (record.pinned || record.published).then_some(Op::RemovePath(hash));
+            return if change(node, hash, lease, remove).await? { Ok(Done::Ok) } else { Err(unknown()) };
         }
         Target::Root(cid) => {
             let pins = node.store().pins().collect::<Result<Vec<_>, _>>()?;
@@ -132,6 +139,18 @@ pub async fn remove(node: &Node, target: &str) -> Result<Done, Failure> {
             Op::RemovePin(cid)
         }
     };
-    node.commit(Arc::new(node.store().lease()), vec![op]).await?;
+    node.commit(lease, vec![op]).await?;
     Ok(Done::Ok)
+}
+
+/// Changes a path's record; false when there is none, or nothing to change.
+async fn change(
+    node: &Node,
+    hash: StorePathHash,
+    lease: Arc<Lease>,
+    change: impl FnOnce(PathRecord) -> Option<Op> + Send + 'static,
+) -> Result<bool, Failure> {
+    let cache = node.cache().clone();
+    let changed = tokio::task::spawn_blocking(move || cache.change(&hash, &lease, change)).await;
+    Ok(changed.map_err(|error| Failure::from_error(Class::Failed, &error))??)
 }

@@ -65,6 +65,7 @@ impl Store {
             match (op, &mut nar) {
                 (Op::PutNar(new), Some(nar)) if new.nar_hash == *hash => nar.merge(new.clone()),
                 (Op::PutNar(new), None) if new.nar_hash == *hash => nar = Some(new.clone()),
+                (Op::RemoveNar(gone), _) if gone == hash => nar = None,
                 _ => {}
             }
         }

@@ -176,6 +176,15 @@ impl Reader {
         }))
     }
 
+    /// Takes all of `input`, for those who only want to know whether it is a NAR so far.
+    ///
+    /// # Errors
+    /// As [`Reader::next_event`].
+    pub fn follow(&mut self, mut input: &[u8]) -> Result<(), NarError> {
+        while self.next_event(&mut input)?.is_some() {}
+        Ok(())
+    }
+
     /// Bytes taken so far. After [`Event::File`] it is the offset of the file's contents in the archive.
     #[must_use]
     pub fn offset(&self) -> u64 {
