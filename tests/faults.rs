@@ -6,7 +6,7 @@ use crate::walk::{fetch, fetched, publish_tree};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -164,11 +164,7 @@ fn a_flipped_bit_is_found_never_served_and_mended_from_a_mirror() {
     let at_b = b.serve(&[]);
     b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
     assert_eq!(at_a.stop(), 0);
-    let pack = packs(&a).pop().unwrap();
-    let file = fs::OpenOptions::new().read(true).write(true).open(&pack).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 2 << 20).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], 2 << 20).unwrap();
+    a.rot(2 << 20);
 
     let at_a = a.serve(&[]);
     let said = fetch(&c, path, &at_a.http, &key, &["--peer", &at_a.peer]);
@@ -246,4 +242,56 @@ fn what_was_only_fetched_is_not_for_strangers() {
     d.run(&["pin", "add", root, "--peer", &at_c.peer]).fails(4, &[root]);
     assert_eq!(at_c.get(&format!("/ipfs/{root}?format=raw")).status, 404);
     d.run(&["pin", "add", root, "--peer", &at_a.peer]).ok();
+}
+
+#[test]
+fn a_fetch_on_the_publisher_changes_nothing_of_what_it_publishes() {
+    let a = Machine::new();
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (_, published) = publish_tree(&a, "mine", 80, 1 << 20);
+    let path = published["path"].as_str().unwrap();
+    let narinfo = format!("/{}.narinfo", &path["/nix/store/".len()..][..32]);
+    let before = at_a.get(&narinfo).body;
+    let plain = Liar::before(&at_a.http, |path, body| match path.ends_with(".narinfo") {
+        true => {
+            let text = String::from_utf8(body).unwrap();
+            text.lines()
+                .filter(|line| !line.starts_with("Sig") && !line.starts_with("IPFS"))
+                .fold(String::new(), |text, line| text + line + "\n")
+        }
+        .into_bytes(),
+        false => body,
+    });
+    fetch(&a, path, &plain.http, &key, &["--no-check-sigs"]).ok();
+    assert_eq!(before, at_a.get(&narinfo).body);
+}
+
+#[test]
+fn what_was_left_to_a_mirror_can_be_published_withdrawn_and_pinned_again() {
+    let (a, b) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (tree, published) = publish_tree(&a, "left", 81, 3 << 20);
+    let path = published["path"].as_str().unwrap();
+    let narinfo = format!("/{}.narinfo", &path["/nix/store/".len()..][..32]);
+    let at_b = b.serve(&[]);
+    let leave = || {
+        b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
+        a.run(&["gc", "--max-size", "0", "--require-mirror", &at_b.peer]).ok();
+        assert!(a.run(&["pin", "ls"]).ok().stdout.is_empty());
+        assert_eq!(at_a.get(&narinfo).status, 200);
+    };
+    leave();
+    a.run(&["pin", "add", path]).ok();
+    assert_eq!(a.run(&["pin", "ls"]).ok().stdout.lines().count(), 1);
+    leave();
+    let again = a.run(&["publish", "--json", tree.to_str().unwrap()]).ok().one();
+    assert!(again["newBytes"].as_u64().unwrap() > 3 << 20, "its blocks were gone: {again}");
+    leave();
+    a.run(&["pin", "rm", path]).ok();
+    assert_eq!(at_a.get(&narinfo).status, 404);
+    a.run(&["publish", "--chunker", "unixfs-v1-2025", tree.to_str().unwrap()]).ok();
+    b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
+    assert_eq!(at_a.get(&narinfo).body, at_b.get(&narinfo).body, "B follows a path that was cut anew");
 }

@@ -128,6 +128,45 @@ fn an_ipfs_hash_of_other_content_is_followed_by_the_next_source() {
 }
 
 #[test]
+fn a_root_that_is_no_nar_is_followed_by_the_next_source() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (tree, published) = publish_tree(&a, "right", 17, 4 << 20);
+    let path = published["path"].as_str().unwrap();
+    // A leaf from the middle of the NAR: a file like any other, and A has it, but no NAR.
+    let right = published["root"].as_str().unwrap().to_owned();
+    let node = at_a.get(&format!("/ipfs/{right}?format=raw")).body;
+    let links = node.windows(36).filter(|bytes| bytes.starts_with(&[0x0a, 0x22, 0x12, 0x20]));
+    let digest = links.map(|bytes| &bytes[4..]).nth(3).unwrap();
+    let wrong = nipfs_proto::block::Digest(digest.try_into().unwrap()).v0_cid().to_string();
+    let liar = Liar::before(&at_a.http, narinfos(move |text| text.replace(&right, &wrong)));
+    let said = fetch(&c, path, &liar.http, &key, &["--peer", &at_a.peer]).ok().one();
+    assert_eq!(said["source"], "http", "{said}");
+    assert_eq!(describe(&tree), describe(&fetched(&c, path)));
+}
+
+#[test]
+fn a_peer_that_runs_dry_below_a_wrong_root_is_followed_by_http_from_the_first_byte() {
+    let (a, b, c) = (Machine::new(), Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (tree, published) = publish_tree(&a, "right", 18, 4 << 20);
+    let (_, other) = publish_tree(&a, "wrong", 19, 4 << 20);
+    let (right, wrong) = (published["root"].as_str().unwrap().to_owned(), other["root"].as_str().unwrap().to_owned());
+    let path = published["path"].as_str().unwrap();
+    // B has the wrong one, but for a block in its middle.
+    b.key();
+    publish_tree(&b, "wrong", 19, 4 << 20);
+    b.rot(3 << 20);
+    let at_b = b.serve(&[]);
+    let liar = Liar::before(&at_a.http, narinfos(move |text| text.replace(&right, &wrong)));
+    let said = fetch(&c, path, &liar.http, &key, &["--peer", &at_b.peer]).ok().one();
+    assert_eq!(said["source"], "http", "{said}");
+    assert_eq!(describe(&tree), describe(&fetched(&c, path)));
+}
+
+#[test]
 fn when_every_source_lies_nothing_is_left_behind() {
     let (a, c) = (Machine::new(), Machine::new());
     let key = a.key();

@@ -118,6 +118,16 @@ impl Machine {
         }
     }
 
+    /// Flips a bit of the byte at `offset` in the newest pack.
+    pub(crate) fn rot(&self, offset: u64) {
+        use std::os::unix::fs::FileExt;
+        let packs = fs::read_dir(self.state().join("store/packs")).unwrap().map(|entry| entry.unwrap().path());
+        let file = fs::OpenOptions::new().read(true).write(true).open(packs.max().unwrap()).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+    }
+
     /// Makes the machine's signing key and returns the public one.
     pub(crate) fn key(&self) -> String {
         self.run(&["key", "generate", "test-1"]).ok();
