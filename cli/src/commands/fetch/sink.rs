@@ -14,11 +14,40 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(crate) enum Sink {
     /// Unpacked, side by side in this directory.
-    Directory(PathBuf, Option<(PathBuf, Box<Unpack>)>),
+    Directory(PathBuf, Option<Unpacking>),
     /// The one NAR, as it is.
     File(PathBuf, Option<Draft>),
     /// A Nix store, when all is fetched.
     Nix(Import),
+}
+
+/// A path that grows in a directory.
+#[derive(Debug)]
+pub(crate) struct Unpacking {
+    target: PathBuf,
+    /// Or why the bytes are no NAR. That is known here first, and the node's to judge: it may take them back.
+    tree: Result<Box<Unpack>, Failure>,
+}
+
+impl Unpacking {
+    fn new(target: PathBuf) -> Result<Self, Failure> {
+        let unpack = Unpack::new(&target).map_err(|error| unpacking(&error))?;
+        Ok(Self { target, tree: Ok(Box::new(unpack)) })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let Ok(unpack) = &mut self.tree else { return Ok(()) };
+        match unpack.write(bytes) {
+            Err(error @ UnpackError::Nar(_)) => self.tree = Err(unpacking(&error)),
+            written => written.map_err(|error| unpacking(&error))?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<PathBuf, Failure> {
+        self.tree?.finish().map_err(|error| unpacking(&error))?;
+        Ok(self.target)
+    }
 }
 
 /// A sink, and what is there already.
@@ -69,9 +98,7 @@ impl Sink {
     pub(crate) fn start(&mut self, path: &StorePath, narinfo: &str) -> Result<(), Failure> {
         match self {
             Self::Directory(directory, current) => {
-                let target = directory.join(path.base_name());
-                let unpack = Unpack::new(&target).map_err(|error| unpacking(&error))?;
-                *current = Some((target, Box::new(unpack)));
+                *current = Some(Unpacking::new(directory.join(path.base_name()))?);
             }
             Self::File(file, draft) => {
                 refuse_existing(file)?;
@@ -82,13 +109,13 @@ impl Sink {
         Ok(())
     }
 
-    /// Bytes of the path that began last.
+    /// Bytes of the path that began last. When they are not those of a NAR, [`Sink::finish`] says so.
     ///
     /// # Errors
-    /// When they cannot be written, or are not those of a NAR.
+    /// When they cannot be written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         match self {
-            Self::Directory(_, Some((_, unpack))) => unpack.write(bytes).map_err(|error| unpacking(&error)),
+            Self::Directory(_, Some(current)) => current.write(bytes),
             Self::File(file, Some(draft)) => draft.write_all(bytes).map_err(|error| writing(file, &error)),
             _ => Err(Failure::new(Class::Failed, "the node sent bytes of no path")),
         }
@@ -100,9 +127,7 @@ impl Sink {
     /// As [`Sink::start`].
     pub(crate) fn restart(&mut self) -> Result<(), Failure> {
         match self {
-            Self::Directory(_, Some((target, unpack))) => {
-                **unpack = Unpack::new(target).map_err(|error| unpacking(&error))?;
-            }
+            Self::Directory(_, Some(current)) => *current = Unpacking::new(current.target.clone())?,
             Self::File(file, draft) => {
                 // The old draft has the name that the new one takes.
                 *draft = None;
@@ -116,14 +141,10 @@ impl Sink {
     /// The path that began last is complete and verified: it takes its place. Returns that place.
     ///
     /// # Errors
-    /// When it cannot be made durable, or something has appeared in its place.
+    /// When it is no NAR, cannot be made durable, or something has appeared in its place.
     pub(crate) fn finish(&mut self, path: &StorePath) -> Result<PathBuf, Failure> {
         match self {
-            Self::Directory(_, current) => {
-                let (target, unpack) = current.take().ok_or_else(nothing)?;
-                unpack.finish().map_err(|error| unpacking(&error))?;
-                Ok(target)
-            }
+            Self::Directory(_, current) => current.take().ok_or_else(nothing)?.finish(),
             Self::File(file, draft) => {
                 let draft = draft.take().ok_or_else(nothing)?;
                 draft.create().map_err(|error| writing(file, &error))?;

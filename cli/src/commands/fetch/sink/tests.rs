@@ -52,6 +52,29 @@ fn a_restart_throws_away_what_came_before() {
 }
 
 #[test]
+fn bytes_that_are_no_nar_are_forgiven_when_they_are_taken_back_and_refused_when_not() {
+    let root = tempfile::tempdir().unwrap();
+    let wanted = path("0", "file");
+    let out = root.path().join("out");
+    let sink = args(Some(out.clone()), None);
+    let Prepared { mut sink, .. } = Sink::prepare(sink, std::slice::from_ref(&wanted)).unwrap();
+    sink.start(&wanted, "").unwrap();
+    for bytes in [&[0xff; 100][..], &nar(b"right")] {
+        sink.write(bytes).unwrap();
+    }
+    sink.restart().unwrap();
+    sink.write(&nar(b"right")).unwrap();
+    sink.finish(&wanted).unwrap();
+    assert_eq!(std::fs::read(out.join(wanted.base_name())).unwrap(), b"right");
+
+    let other = path("1", "other");
+    sink.start(&other, "").unwrap();
+    sink.write(&[0xff; 100]).unwrap();
+    assert_eq!(sink.finish(&other).unwrap_err().class, Class::Refused);
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1);
+}
+
+#[test]
 fn what_was_abandoned_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
     let wanted = path("0", "file");
