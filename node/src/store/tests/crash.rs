@@ -186,15 +186,18 @@ fn a_hole_that_a_power_cut_undid_stays_empty_after_the_record_of_its_deletion_is
     let (dir, image, faults) = (base.path().join("store"), base.path().join("image"), Faults::default());
     let store = Store::open_on(&dir, disk(&faults), SMALL).unwrap();
     let (kept, deleted) = (publish(&store, 1), publish(&store, 2));
+    let others: Vec<_> = (3..6).map(|seed| publish(&store, seed)).collect();
     store.commit(vec![Op::RemovePath(hash_part(2))]).unwrap();
     store.gc(&GcOptions::default()).unwrap();
+    let pack = |number: u32| dir.join(format!("packs/{number:08}.pack"));
+    let deleted_in = store.0.log.current_segment();
+    assert!(!faults.unsynced_holes(&pack(1)).is_empty());
     // The deletion is recorded in a segment that goes in its turn, with all that is in it.
-    for seed in 3..9 {
-        publish(&store, seed);
-        store.commit(vec![Op::RemovePath(hash_part(seed))]).unwrap();
-    }
+    (6..10).for_each(|seed| assert_holds(&store, &publish(&store, seed)));
+    store.commit((3..10).map(|seed| Op::RemovePath(hash_part(seed))).collect()).unwrap();
     store.gc(&GcOptions::default()).unwrap();
-    assert!(dir.join("packs/00000001.pack").exists() && !dir.join("packs/00000002.pack").exists());
+    assert!(pack(1).exists() && !pack(deleted_in).exists());
+    assert_lacks(&store, &others.concat());
     copy_dir(&dir, &image);
     cut_power(&image, &dir, &faults, false);
     fs::remove_dir_all(image.join("index")).unwrap();
