@@ -205,3 +205,57 @@ fn a_hole_that_a_power_cut_undid_stays_empty_after_the_record_of_its_deletion_is
     assert_holds(&store, &kept);
     assert_lacks(&store, &deleted);
 }
+
+#[test]
+fn a_small_hole_that_a_power_cut_undid_is_made_again_before_the_record_of_its_deletion_goes() {
+    let base = scratch();
+    let (dir, image, faults) = (base.path().join("store"), base.path().join("image"), Faults::default());
+    let store = Store::open_on(&dir, disk(&faults), SMALL).unwrap();
+    let deleted = leaf(900, 300);
+    store.lease().put(&deleted).unwrap();
+    // The first segment is nearly full of it.
+    let kept = dag(1, 18, 1_500);
+    let lease = store.lease();
+    put_all(&lease, &kept);
+    lease.commit(entry(1, root(&kept))).unwrap();
+    drop(lease);
+    (2..6).for_each(|seed| assert_holds(&store, &publish(&store, seed)));
+    store.gc(&GcOptions::default()).unwrap();
+    let deleted_in = store.0.log.current_segment();
+    copy_dir(&dir, &image);
+    drop(store);
+    cut_power(&image, &dir, &faults, false);
+    let store = small(&image);
+    (6..10).for_each(|seed| assert_holds(&store, &publish(&store, seed)));
+    store.commit((2..10).map(|seed| Op::RemovePath(hash_part(seed))).collect()).unwrap();
+    store.gc(&GcOptions::default()).unwrap();
+    assert!(!image.join(format!("packs/{deleted_in:08}.pack")).exists());
+    drop(store);
+    fs::remove_dir_all(image.join("index")).unwrap();
+    let store = small(&image);
+    assert_holds(&store, &kept);
+    assert_lacks(&store, &[deleted]);
+}
+
+#[test]
+fn what_an_interrupted_gc_deleted_and_did_not_erase_the_next_one_erases() {
+    let dir = scratch();
+    let faults = Faults::default();
+    let store = Store::open_on(dir.path(), disk(&faults), SMALL).unwrap();
+    let dags: Vec<_> = (1..6).map(|seed| publish(&store, seed)).collect();
+    let (segment, record) = store.0.log.lookup(&dags[0][0].digest().unwrap()).unwrap().unwrap().location.record();
+    store.commit(vec![Op::RemovePath(hash_part(1))]).unwrap();
+    faults.fail("erase");
+    store.gc(&GcOptions::default()).unwrap_err();
+    drop(store);
+    let store = small(dir.path());
+    let header = || {
+        let segments = &store.0.log.segments;
+        segments.open(segment).unwrap().unwrap().header(record.start, &segments.salt).unwrap()
+    };
+    assert!(header().is_some());
+    store.gc(&GcOptions::default()).unwrap();
+    assert_eq!(header(), None);
+    assert_lacks(&store, &dags[0]);
+    assert_holds(&store, &dags[1..].concat());
+}

@@ -8,14 +8,24 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// The faults of one store, shared with its test.
-#[derive(Debug, Clone, Default)]
-pub(in crate::store) struct Faults(Arc<Mutex<State>>);
+#[derive(Clone, Default)]
+pub(in crate::store) struct Faults(Arc<Mutex<State>>, Arc<Mutex<Option<Call>>>);
+
+type Call = Box<dyn FnOnce() + Send>;
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
     steps: u64,
     freeze_at: Option<u64>,
     is_full: bool,
+    /// Fails once, when its turn comes.
+    failing: Option<&'static str>,
     durable: HashMap<PathBuf, u64>,
     /// What was erased since the last sync: file, offset, bytes.
     erased: Vec<(PathBuf, u64, Vec<u8>)>,
@@ -30,6 +40,16 @@ impl Faults {
     /// The next write, or the file made for it, finds the disk full.
     pub(super) fn fill(&self) {
         self.0.lock().unwrap().is_full = true;
+    }
+
+    /// The next operation of this kind fails.
+    pub(super) fn fail(&self, action: &'static str) {
+        self.0.lock().unwrap().failing = Some(action);
+    }
+
+    /// Calls back in the middle of the next sync.
+    pub(super) fn during_sync(&self, call: impl FnOnce() + Send + 'static) {
+        *self.1.lock().unwrap() = Some(Box::new(call));
     }
 
     /// Operations so far.
@@ -50,8 +70,16 @@ impl Faults {
     }
 
     pub(in crate::store) fn step(&self, path: &Path, action: &str) -> io::Result<()> {
+        let call = if action == "sync" { self.1.lock().unwrap().take() } else { None };
+        if let Some(call) = call {
+            call();
+        }
         let mut state = self.0.lock().unwrap();
         state.steps += 1;
+        if state.failing == Some(action) {
+            state.failing = None;
+            return Err(io::Error::other("this once"));
+        }
         if state.is_full && matches!(action, "write" | "create") {
             state.is_full = false;
             return Err(io::ErrorKind::StorageFull.into());

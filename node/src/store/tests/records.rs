@@ -204,3 +204,24 @@ fn a_deleted_block_is_gone_at_once_and_can_be_put_before_the_deletion_is_durable
     assert_holds(&store, &[block]);
     assert_eq!(store.stats().unwrap().blocks, 1);
 }
+
+#[test]
+fn a_block_that_is_put_again_while_its_deletion_is_synced_stays() {
+    let dir = scratch();
+    let faults = faults::Faults::default();
+    let store = Store::open_on(dir.path(), Disk { faults: faults.clone() }, SMALL).unwrap();
+    let block = leaf(1, 2_000);
+    store.lease().put(&block).unwrap();
+    store.commit(Vec::new()).unwrap();
+    let (again, copy) = (store.clone(), block.clone());
+    let call = move || {
+        // The deletion is in the log, and its sync under way.
+        assert!(again.lease().put(&copy).unwrap().new);
+    };
+    // GC syncs before it deletes.
+    let faults_in_gc = faults.clone();
+    store.lease().put(&leaf(2, 10)).unwrap();
+    faults.during_sync(move || faults_in_gc.during_sync(call));
+    assert_eq!(store.gc(&super::super::GcOptions::default()).unwrap().dropped_blocks, 2);
+    assert_holds(&store, &[block]);
+}
