@@ -83,7 +83,7 @@ impl Store {
         Ok(report)
     }
 
-    fn plan(&self, max_size: Option<u64>) -> Result<Plan, StoreError> {
+    pub(super) fn plan(&self, max_size: Option<u64>) -> Result<Plan, StoreError> {
         let mut keepers = Vec::new();
         let mut paths = Vec::new();
         for path in self.paths() {
@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// Forgets the paths and pins that shall go, and the NARs that no path refers to then.
-    fn forget(&self, plan: &Plan) -> Result<GcReport, StoreError> {
+    pub(super) fn forget(&self, plan: &Plan) -> Result<GcReport, StoreError> {
         // No commit is under way below: what has not changed since the plan was made may go.
         let _alone = self.commits_done();
         let mut report = GcReport { kept_paths: plan.kept_paths, ..GcReport::default() };

@@ -166,6 +166,13 @@ fn commits_race_with_gc_and_no_pinned_dag_ever_loses_a_block() {
                 store.gc(&ALL).unwrap();
             }
         });
+        // A read that GC overtakes finds the block elsewhere or not at all, never damaged.
+        scope.spawn(|| {
+            let all: Vec<_> = (1..=3).flat_map(|seed| dag(seed, 6, 700)).chain(shared.clone()).collect();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                all.iter().for_each(|block| drop(store.block(block.cid()).unwrap()));
+            }
+        });
         let writers: Vec<_> = (0..2)
             .map(|writer| {
                 let (store, shared) = (&store, &shared);
@@ -186,8 +193,9 @@ fn commits_race_with_gc_and_no_pinned_dag_ever_loses_a_block() {
                 })
             })
             .collect();
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
         done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
     });
     assert!(store.verify(true, false).unwrap().is_clean());
     store.gc(&ALL).unwrap();
@@ -229,4 +237,18 @@ fn segments_that_are_sealed_while_gc_begins_keep_what_is_not_in_the_index_yet() 
     let live = store.sweep(&nothing, &mut GcReport::default()).unwrap();
     store.reclaim(&live).unwrap();
     assert_holds(&store, &blocks);
+}
+
+#[test]
+fn a_path_that_is_pinned_while_gc_marks_is_not_forgotten() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dag = publish(&store, 1);
+    store.commit(vec![Op::PutPath(PathRecord { pinned: false, ..path(1, root(&dag)) })]).unwrap();
+    let plan = store.plan(None).unwrap();
+    store.commit(vec![Op::PutPath(path(1, root(&dag)))]).unwrap();
+    let report = store.forget(&plan).unwrap();
+    assert_eq!((report.kept_paths, report.dropped_paths.len()), (1, 0));
+    assert_eq!(store.path(&hash_part(1)).unwrap(), Some(path(1, root(&dag))));
+    assert_eq!(store.nars().count(), 1);
 }

@@ -287,3 +287,23 @@ fn what_an_interrupted_commit_left_to_show_or_hide_is_done_when_the_store_is_ope
     drop(store);
     assert_eq!(public(&small(dir.path())), 0);
 }
+
+#[test]
+fn an_unsynced_block_whose_payload_did_not_reach_the_disk_is_cut_off() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let first = publish(&store, 1);
+    let torn = leaf(500, 3_000);
+    store.lease().put(&torn).unwrap();
+    drop(store);
+    let pack = packs(dir.path()).remove(0);
+    let mut bytes = fs::read(&pack).unwrap();
+    let last = bytes.len() - 100;
+    bytes[last] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let store = small(dir.path());
+    assert!(store.recovery().cut > 3_000);
+    assert!(!store.has(&torn.digest().unwrap()).unwrap());
+    assert_holds(&store, &first);
+    assert!(store.verify(true, false).unwrap().is_clean());
+}
