@@ -36,9 +36,13 @@ pub(crate) async fn run(app: &App<'_>, args: &MirrorPush) -> Result<(), Stop> {
         });
         let ended = answers(app, &mut child, &mut waiting, &mut tally).await;
         writing.abort();
-        let status = ended?;
+        let Ended { status, explained } = ended?;
         if !waiting.is_empty() {
-            return Err(silent(args, waiting.len(), status).into());
+            let failure = silent(args, waiting.len(), status);
+            if !explained {
+                return Err(failure.into());
+            }
+            app.printer.failure(&failure);
         }
     }
     tally.outcome()
@@ -98,13 +102,21 @@ fn ssh(args: &MirrorPush) -> Result<Child, Failure> {
     command.spawn().map_err(|error| Failure::new(Class::Usage, format!("cannot run: {ssh}")).because(&error))
 }
 
+/// How the mirror ended.
+struct Ended {
+    status: ExitStatus,
+    /// Whether it named failures of what we did not send under that name: they tell why it was silent.
+    explained: bool,
+}
+
 /// Shows what the mirror answers until it ends. What it answered for no longer waits.
 async fn answers(
     app: &App<'_>,
     child: &mut Child,
     waiting: &mut BTreeSet<String>,
     tally: &mut Tally,
-) -> Result<ExitStatus, Stop> {
+) -> Result<Ended, Stop> {
+    let mut explained = false;
     let failed = |error: &std::io::Error| Failure::new(Class::Failed, "ssh failed").because(error);
     if let Some(output) = child.stdout.take() {
         let mut output = BufReader::new(output);
@@ -119,13 +131,20 @@ async fn answers(
                 app.printer.warning(format!("the mirror says: {}", String::from_utf8_lossy(&line).trim_end()));
                 continue;
             };
-            let (Item::Mirrored { path, .. } | Item::Failed { path, .. }) = &item else { continue };
-            if waiting.remove(path) {
-                show(app, item, tally)?;
+            match &item {
+                Item::Mirrored { path, .. } | Item::Failed { path, .. } if waiting.remove(path) => {
+                    show(app, item, tally)?;
+                }
+                Item::Failed { path, failure } => {
+                    app.item_failed(path, failure);
+                    tally.failure(failure.class);
+                    explained = true;
+                }
+                _ => {}
             }
         }
     }
-    Ok(child.wait().await.map_err(|error| failed(&error))?)
+    Ok(Ended { status: child.wait().await.map_err(|error| failed(&error))?, explained })
 }
 
 fn silent(args: &MirrorPush, paths: usize, status: ExitStatus) -> Failure {
