@@ -18,7 +18,7 @@ use crate::door::Door;
 use crate::outcome::Stop;
 use crate::printer::Printer;
 use nipfs_node::control::client::{Client, ClientError, Event};
-use nipfs_node::control::protocol::{Done, Failure, Item, Request};
+use nipfs_node::control::protocol::{Class, Done, Failure, Item, Request};
 use std::path::PathBuf;
 use tokio::sync::OnceCell;
 
@@ -125,6 +125,14 @@ pub(crate) async fn run(app: &App<'_>, command: Command) -> Result<(), Stop> {
         Command::Completions { shell } => generate::completions(app.printer, shell),
         Command::Man => generate::man(app.printer),
     }
+}
+
+/// Reads on a thread that may wait for ever, so that signals are heard meanwhile.
+async fn patiently<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let reading = tokio::task::spawn_blocking(read);
+    reading.await.map_err(|error| Failure::from_error(Class::Failed, &error))?
 }
 
 /// Where the machine's Nix keeps its database.

@@ -2,7 +2,7 @@
 
 mod push;
 
-use super::{App, out_of_turn};
+use super::{App, out_of_turn, patiently};
 use crate::args::{Mirror, MirrorPull};
 use crate::config::Origin;
 use crate::outcome::{Stop, Tally};
@@ -11,7 +11,7 @@ use nipfs_node::control::protocol::{Class, Failure, Item, Request, SourceBytes};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What `mirror push` sends to `mirror receive`, as one JSON document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ async fn pull(app: &App<'_>, args: MirrorPull) -> Result<(), Stop> {
     };
     let requests: Vec<_> = match &args.store_paths {
         None => vec![request(None)],
-        Some(file) => batches(read_list(file)?).map(|paths| request(Some(paths))).collect(),
+        Some(file) => batches(read_list(file.clone()).await?).map(|paths| request(Some(paths))).collect(),
     };
     let mut tally = Tally::default();
     for request in requests {
@@ -99,7 +99,7 @@ async fn status(app: &App<'_>) -> Result<(), Stop> {
 
 /// The far end of `mirror push`: items go back as JSON lines, one by one.
 async fn receive(app: &App<'_>) -> Result<(), Stop> {
-    let text = read_all(std::io::stdin(), MAX_PUSH, "standard input")?;
+    let text = patiently(|| read_all(std::io::stdin(), MAX_PUSH, "standard input")).await?;
     let push: Push = serde_json::from_str(&text).map_err(|error| {
         Failure::new(Class::Usage, "not what `nipfs mirror push` sends: standard input").because(&error)
     })?;
@@ -157,16 +157,17 @@ fn batches(list: Vec<String>) -> impl Iterator<Item = Vec<String>> {
     })
 }
 
-fn read_list(file: &Path) -> Result<Vec<String>, Failure> {
-    let name = file.display().to_string();
-    let text = if file == Path::new("-") {
-        read_all(std::io::stdin(), MAX_LIST, "standard input")?
-    } else {
-        let opened = std::fs::File::open(file);
-        let opened =
-            opened.map_err(|error| Failure::new(Class::Usage, format!("cannot read: {name}")).because(&error))?;
-        read_all(opened, MAX_LIST, &name)?
-    };
+async fn read_list(file: PathBuf) -> Result<Vec<String>, Failure> {
+    let text = patiently(move || {
+        if file == Path::new("-") {
+            return read_all(std::io::stdin(), MAX_LIST, "standard input");
+        }
+        let name = file.display().to_string();
+        let unreadable =
+            |error: std::io::Error| Failure::new(Class::Usage, format!("cannot read: {name}")).because(&error);
+        read_all(std::fs::File::open(&file).map_err(unreadable)?, MAX_LIST, &name)
+    });
+    let text = text.await?;
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 

@@ -12,7 +12,7 @@ mod nars;
 mod record;
 mod stage;
 
-use super::{App, cache, key, nix_state};
+use super::{App, cache, key, nix_state, patiently};
 use crate::args;
 use crate::config::Settings;
 use crate::outcome::{Stop, Tally};
@@ -53,7 +53,11 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
     let mut publisher =
         Publisher { app, keys, profile, cache, write_nars: args.write_nars, client: None, tally: Tally::default() };
     let mut inputs = Vec::new();
-    for path in all_paths(&args)? {
+    let mut paths = args.paths.clone();
+    if args.stdin {
+        paths.extend(patiently(lines_of_stdin).await?);
+    }
+    for path in paths {
         inputs.push(Input::of(&path)?);
     }
     let roots =
@@ -85,15 +89,11 @@ pub(crate) fn profile(settings: &Settings) -> Result<Profile, Failure> {
     name.parse().map_err(|error| Failure::new(Class::Usage, format!("unknown chunker: {name}")).because(&error))
 }
 
-/// The arguments, and with `--stdin` the lines of standard input.
-fn all_paths(args: &args::Publish) -> Result<Vec<PathBuf>, Failure> {
-    let mut paths = args.paths.clone();
-    if args.stdin {
-        for line in std::io::stdin().lock().lines() {
-            let line =
-                line.map_err(|error| Failure::new(Class::Usage, "cannot read: standard input").because(&error))?;
-            paths.extend(Some(line.trim_end_matches('\r')).filter(|line| !line.is_empty()).map(PathBuf::from));
-        }
+fn lines_of_stdin() -> Result<Vec<PathBuf>, Failure> {
+    let mut paths = Vec::new();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|error| Failure::new(Class::Usage, "cannot read: standard input").because(&error))?;
+        paths.extend(Some(line.trim_end_matches('\r')).filter(|line| !line.is_empty()).map(PathBuf::from));
     }
     Ok(paths)
 }
