@@ -126,7 +126,7 @@ echo "B: $(wc -l <"$work/mirrored") paths pinned, $(human "$moved") over bitswap
 
 # --- A cleans up and goes away -------------------------------------------------------------------------------------
 say "A unpins, collects and stops"
-"$nipfs" pin ls --state "$work/a" | awk '{ print $1 }' | xargs -n1 "$nipfs" pin rm --state "$work/a" >/dev/null
+"$nipfs" pin ls --state "$work/a" | awk '{ print $1 }' | xargs "$nipfs" pin rm --state "$work/a" >/dev/null
 "$nipfs" gc --state "$work/a"
 kill "$pid_a"
 wait "$pid_a" || fail "A did not stop cleanly"

@@ -1,9 +1,13 @@
 //! What the verbs do beyond asking the node: sinks, standard input, ssh, many items.
 
-use crate::common::{Machine, describe};
+use crate::common::{Machine, STUCK, describe, kill};
 use crate::sources::Liar;
 use crate::walk::{fetch, fetched, publish_tree};
 use nipfs_proto::block::parse_cid;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// The CIDv0 in base58 of the second link of a dag-pb block.
 fn second_link(block: &[u8]) -> String {
@@ -31,4 +35,59 @@ fn bytes_that_are_no_nar_are_taken_back_for_those_of_the_next_source() {
     assert!(said.stderr.contains("trying the next source"), "{said:#?}");
     assert_eq!(said.one()["source"], "http");
     assert_eq!(describe(&tree), describe(&fetched(&c, path)));
+}
+
+#[test]
+fn a_reason_that_the_mirror_gives_under_another_name_is_printed_and_decides_the_exit_code() {
+    let a = Machine::new();
+    a.key();
+    let _at_a = a.serve(&[]);
+    publish_tree(&a, "pushed", 71, 1000);
+    let ssh = a.dir().join("ssh");
+    let failed = r#"{"item":"failed","path":"narinfo 1","failure":{"class":"refused","message":"no trusted signature","causes":[]}}"#;
+    fs::write(&ssh, format!("#!/bin/sh\ncat >/dev/null\necho '{failed}'\nexit 3\n")).unwrap();
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = a.command(&["mirror", "push", "--ssh", "mirror.example"]);
+    command.env("NIPFS_SSH", &ssh).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let said = Machine::finish(command.spawn().unwrap());
+    said.fails(3, &["narinfo 1", "no trusted signature", "did not answer for 1 paths"]);
+}
+
+#[test]
+fn a_verb_that_waits_for_standard_input_hears_signals() {
+    for args in [&["publish", "--stdin"][..], &["mirror", "pull", "http://127.0.0.1:9", "--store-paths", "-"]] {
+        let a = Machine::new();
+        a.key();
+        let mut command = a.command(args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        // The handler is set up as soon as the process catches SIGTERM, bit 14.
+        let catches = |pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_owned();
+            u64::from_str_radix(&mask, 16).unwrap() & (1 << 14) != 0
+        };
+        while !catches(child.id()) {
+            assert!(start.elapsed() < STUCK, "{args:?} does not catch SIGTERM");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        kill(child.id(), "-TERM");
+        let stdin = child.stdin.take();
+        let said = Machine::finish(child);
+        drop(stdin);
+        assert_eq!(said.code, 130, "{args:?}");
+    }
+}
+
+#[test]
+fn several_targets_are_pinned_and_unpinned_in_one_command() {
+    let a = Machine::new();
+    a.key();
+    let published = [("one", 72), ("two", 73)].map(|(name, seed)| publish_tree(&a, name, seed, 1000).1);
+    let [one, two] = published.each_ref().map(|line| line["path"].as_str().unwrap());
+    a.run(&["pin", "rm", one, two]).ok();
+    assert_eq!(a.run(&["pin", "ls"]).ok().stdout, "");
+    let [one, two] = published.each_ref().map(|line| line["root"].as_str().unwrap());
+    a.run(&["pin", "add", one, two]).ok();
+    assert_eq!(a.run(&["pin", "ls"]).ok().stdout.lines().count(), 2);
 }
