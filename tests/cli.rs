@@ -1,6 +1,6 @@
 //! What the verbs do beyond asking the node: sinks, standard input, ssh, many items.
 
-use crate::common::{Machine, STUCK, describe, kill};
+use crate::common::{Machine, STUCK, describe, kill, make_tree};
 use crate::sources::Liar;
 use crate::walk::{fetch, fetched, publish_tree};
 use nipfs_proto::block::parse_cid;
@@ -90,4 +90,33 @@ fn several_targets_are_pinned_and_unpinned_in_one_command() {
     let [one, two] = published.each_ref().map(|line| line["root"].as_str().unwrap());
     a.run(&["pin", "add", one, two]).ok();
     assert_eq!(a.run(&["pin", "ls"]).ok().stdout.lines().count(), 2);
+}
+
+#[test]
+fn when_serve_ends_publish_stops_with_that_one_error() {
+    let a = Machine::new();
+    a.key();
+    let at_a = a.serve(&[]);
+    let big = a.dir().join("big");
+    make_tree(&big, 74, 64 << 20);
+    let mut args = vec!["publish".to_owned(), big.to_str().unwrap().to_owned()];
+    for name in ["b", "c", "d"] {
+        make_tree(&a.dir().join(name), 75, 1000);
+        args.push(a.dir().join(name).to_str().unwrap().to_owned());
+    }
+    let mut command = a.command(&args);
+    let publishing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let packed = || {
+        let packs = fs::read_dir(a.state().join("store/packs")).map(|files| files.map(|file| file.unwrap().metadata()));
+        packs.map_or(0, |packs| packs.map(|meta| meta.map_or(0, |meta| meta.len())).sum::<u64>())
+    };
+    let start = Instant::now();
+    while packed() < 8 << 20 {
+        assert!(start.elapsed() < STUCK, "nothing is published");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    at_a.kill();
+    let said = Machine::finish(publishing).fails(1, &["connection"]);
+    assert_eq!(said.stderr.matches("error:").count(), 1, "{said:#?}");
+    assert_eq!(said.stdout, "");
 }

@@ -68,10 +68,10 @@ impl<'a> App<'a> {
         request: Request,
         mut on: impl FnMut(Item) -> Result<(), Stop>,
     ) -> Result<Done, Stop> {
-        let mut client = self.client().await?;
-        let mut exchange = client.request(request).await.map_err(Failure::from)?;
+        let mut client = self.client().await.map_err(Stop::NoNode)?;
+        let mut exchange = client.request(request).await?;
         loop {
-            match exchange.next().await.map_err(Failure::from)? {
+            match exchange.next().await? {
                 Event::Report(report) => self.printer.report(&report),
                 Event::Item(item) => on(item)?,
                 Event::Done(done) => return Ok(done),

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Err(stop) => Err(stop),
     };
     printer.clear();
-    if let Err(Stop::Failed(failure)) = &outcome
+    if let Err(Stop::Failed(failure) | Stop::NoNode(failure)) = &outcome
         && failure.class != Class::Interrupted
     {
         printer.failure(failure);

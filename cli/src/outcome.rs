@@ -1,5 +1,6 @@
 //! How a verb ends, and the exit code that follows.
 
+use nipfs_node::control::client::ClientError;
 use nipfs_node::control::protocol::{Class, Failure};
 use std::io;
 use std::process::ExitCode;
@@ -9,6 +10,8 @@ use std::process::ExitCode;
 pub(crate) enum Stop {
     /// It failed as a whole: print this.
     Failed(Failure),
+    /// No node answers, or it went away: what is left to do would fail the same way. Print this.
+    NoNode(Failure),
     /// Some items failed; each was printed when it did.
     Items(Class),
     /// Nobody reads our output any more, as in `nipfs pin ls | head -1`. That is success.
@@ -18,6 +21,15 @@ pub(crate) enum Stop {
 impl From<Failure> for Stop {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
+    }
+}
+
+impl From<ClientError> for Stop {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Failed(failure) => Self::Failed(failure),
+            error => Self::NoNode(error.into()),
+        }
     }
 }
 
@@ -35,7 +47,7 @@ impl Stop {
 pub(crate) fn exit_code(outcome: &Result<(), Stop>) -> ExitCode {
     match outcome {
         Ok(()) | Err(Stop::ReaderGone) => ExitCode::SUCCESS,
-        Err(Stop::Failed(failure)) => ExitCode::from(failure.class.exit_code()),
+        Err(Stop::Failed(failure) | Stop::NoNode(failure)) => ExitCode::from(failure.class.exit_code()),
         Err(Stop::Items(class)) => ExitCode::from(class.exit_code()),
     }
 }

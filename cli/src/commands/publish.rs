@@ -156,23 +156,23 @@ impl Publisher<'_> {
     }
 
     /// The root of a NAR that the node holds under our profile.
-    async fn known(&mut self, path: &StorePath, nar_hash: NarHash) -> Result<Option<Cid>, Failure> {
+    async fn known(&mut self, path: &StorePath, nar_hash: NarHash) -> Result<Option<Cid>, Stop> {
         let request = Request::Known {
             path: Some(path.to_absolute_path()),
             nar_hash: Some(nar_hash.to_string()),
             profile: self.profile.to_string(),
         };
         match self.client().await?.call(request).await? {
-            Done::Known { root, .. } => root.map(|root| stage::parse_root(&root)).transpose(),
-            other => Err(super::out_of_turn(&other)),
+            Done::Known { root, .. } => Ok(root.map(|root| stage::parse_root(&root)).transpose()?),
+            other => Err(super::out_of_turn(&other).into()),
         }
     }
 
-    async fn client(&mut self) -> Result<&mut Client, Failure> {
+    async fn client(&mut self) -> Result<&mut Client, Stop> {
         if self.client.is_none() {
-            self.client = Some(self.app.client().await?);
+            self.client = Some(self.app.client().await.map_err(Stop::NoNode)?);
         }
-        self.client.as_mut().ok_or_else(|| Failure::new(Class::Failed, "no connection"))
+        self.client.as_mut().ok_or_else(|| Failure::new(Class::Failed, "no connection").into())
     }
 
     /// Counts one item; only what concerns that item alone lets the others go on.

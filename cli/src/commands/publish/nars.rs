@@ -5,7 +5,7 @@ use crate::commands::{cache, out_of_turn};
 use crate::files::Draft;
 use crate::outcome::Stop;
 use nipfs_node::control::client::Event;
-use nipfs_node::control::protocol::{Failure, Request};
+use nipfs_node::control::protocol::Request;
 use nipfs_proto::nix::narinfo::NarInfo;
 use std::io::Write;
 
@@ -20,10 +20,10 @@ impl Publisher<'_> {
         std::fs::create_dir_all(self.cache.join("nar")).map_err(unwritable)?;
         let mut draft = Draft::new(&file).map_err(unwritable)?;
         let request = Request::Nar { nar_hash: narinfo.nar_hash().to_string() };
-        let mut client = self.app.client().await?;
-        let mut exchange = client.request(request).await.map_err(Failure::from)?;
+        let mut client = self.app.client().await.map_err(Stop::NoNode)?;
+        let mut exchange = client.request(request).await?;
         loop {
-            match exchange.next().await.map_err(Failure::from)? {
+            match exchange.next().await? {
                 Event::Data(bytes) => draft.write_all(&bytes).map_err(unwritable)?,
                 Event::Done(_) => break,
                 event => return Err(out_of_turn(&event).into()),

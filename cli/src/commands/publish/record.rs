@@ -55,7 +55,7 @@ impl Publisher<'_> {
     /// Makes the node serve the narinfo, writes its file, and prints the line.
     pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
         let request = Request::Commit { narinfo: narinfo.text().to_owned() };
-        self.client().await?.call(request).await.map_err(Failure::from)?;
+        self.client().await?.call(request).await?;
         // Before the narinfo: who finds that can have the NAR.
         self.write_nar(narinfo).await?;
         cache::write(file, narinfo.text().as_bytes())?;

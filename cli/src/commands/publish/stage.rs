@@ -1,6 +1,7 @@
 //! Sending a NAR to the node. It is read on a thread of its own, a few pieces ahead of the connection.
 
 use super::Publisher;
+use crate::outcome::Stop;
 use bytes::Bytes;
 use nipfs_node::control::frame::DATA_PIECE;
 use nipfs_node::control::protocol::{Class, Done, Failure, Request};
@@ -64,7 +65,7 @@ impl Publisher<'_> {
     /// # Errors
     /// When it cannot be read or the node does not take it. The connection is given up then: the data
     /// that the node waits for will not come.
-    pub(super) async fn stage(&mut self, name: &str, source: Source, total: u64) -> Result<Staged, Failure> {
+    pub(super) async fn stage(&mut self, name: &str, source: Source, total: u64) -> Result<Staged, Stop> {
         let sent = self.send(name, source, total).await;
         if sent.is_err() {
             self.client = None;
@@ -76,11 +77,11 @@ impl Publisher<'_> {
                 let nar_hash = nar_hash.parse().map_err(unreadable)?;
                 Ok(Staged { root: parse_root(&root)?, nar_hash, nar_size, new_bytes })
             }
-            other => Err(crate::commands::out_of_turn(&other)),
+            other => Err(crate::commands::out_of_turn(&other).into()),
         }
     }
 
-    async fn send(&mut self, name: &str, source: Source, total: u64) -> Result<Done, Failure> {
+    async fn send(&mut self, name: &str, source: Source, total: u64) -> Result<Done, Stop> {
         let (printer, profile) = (self.app.printer, self.profile.to_string());
         let mut exchange = self.client().await?.request(Request::Stage { profile }).await?;
         let (pieces, mut waiting) = mpsc::channel(AHEAD);
@@ -95,7 +96,7 @@ impl Publisher<'_> {
         exchange.end_data().await?;
         let staged = exchange.done().await;
         printer.clear();
-        staged.map_err(Failure::from)
+        Ok(staged?)
     }
 }
 
