@@ -95,12 +95,14 @@ impl Signals {
 fn start_log(global: &Global, color: bool, serving: bool) {
     let level = match (global.quiet, global.verbose) {
         (0, 0) if serving => "warn,nipfs=info,nipfs_node=info",
-        (0, 0) => "error",
+        // The printer says what failed.
+        (0, 0) => "off",
         // What jobs have to say, the printer says already.
         (0, 1) => "warn,nipfs=info,nipfs_node=info,nipfs_node::jobs=warn",
         (0, 2) => "info,nipfs=debug,nipfs_node=debug",
         (0, _) => "debug,nipfs=trace,nipfs_node=trace",
-        _ => "error",
+        _ if serving => "error",
+        _ => "off",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(color).with_env_filter(filter).init();

@@ -16,17 +16,20 @@ struct Freed {
     dropped_paths: Vec<String>,
     kept_paths: u64,
     kept_because: Vec<(String, String)>,
+    dry_run: bool,
 }
 
 impl fmt::Display for Freed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dropped, freed) = if self.dry_run { ("would drop", "would free") } else { ("dropped", "freed") };
         for path in &self.dropped_paths {
-            writeln!(f, "dropped {path}")?;
+            writeln!(f, "{dropped} {path}")?;
         }
         for (path, reason) in &self.kept_because {
             writeln!(f, "kept {path}: {reason}")?;
         }
-        write!(f, "freed {}, {} paths stay pinned", size::show(self.freed_bytes), self.kept_paths)
+        let paths = if self.kept_paths == 1 { "path stays" } else { "paths stay" };
+        write!(f, "{freed} {}, {} {paths} pinned", size::show(self.freed_bytes), self.kept_paths)
     }
 }
 
@@ -41,7 +44,8 @@ pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
                 let retract = |path: &String| cache::retract(&app.settings.cache.value, path);
                 dropped_paths.iter().try_for_each(retract)?;
             }
-            app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because })
+            let dry_run = args.dry_run;
+            app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because, dry_run })
         }
         other => Err(out_of_turn(&other).into()),
     }
