@@ -18,7 +18,7 @@ help:
 	@echo "make test                     format, lints, unit, property, vector, black box, Kubo, Nix and ssh tests"
 	@echo "make test-fast                the same without foreign software"
 	@echo "make test-long                large inputs, many crash points, long fuzzing"
-	@echo "make bench                    criterion-style figures of the hot paths"
+	@echo "make bench                    figures of import, exchange and store, one after the other"
 	@echo "make install                  build a release and put nipfs into /usr/local/bin"
 
 build:
@@ -40,7 +40,7 @@ test-long: tools-build tools-foreign
 	$(CARGO) test --locked --release -p nipfs --test integration -- --include-ignored --test-threads=2
 
 bench:
-	$(CARGO) test --locked --release --workspace -- --ignored --nocapture --test-threads=1 bench_
+	$(CARGO) test --locked --release -p nipfs-node --lib -- --ignored --nocapture --test-threads=1 throughput bench
 
 lint: fmt
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
