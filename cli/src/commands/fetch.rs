@@ -62,6 +62,10 @@ pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
     if wanted.is_empty() {
         return Ok(());
     }
+    if let (Sink::Directory(directory, _), false) = (&sink, skip.is_empty()) {
+        let (count, directory) = (skip.len(), directory.display());
+        app.printer.warning(format_args!("{count} paths are in {directory} already: left as they are, and not checked"));
+    }
     let settings = &app.settings;
     if settings.upstreams.value.is_empty() {
         let failure = Failure::new(Class::Usage, format!("no cache to ask for the narinfo: {}", wanted[0]));
