@@ -64,7 +64,8 @@ pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
     }
     if let (Sink::Directory(directory, _), false) = (&sink, skip.is_empty()) {
         let (count, directory) = (skip.len(), directory.display());
-        app.printer.warning(format_args!("{count} paths are in {directory} already: left as they are, and not checked"));
+        app.printer
+            .warning(format_args!("{count} paths are in {directory} already: left as they are, and not checked"));
     }
     let settings = &app.settings;
     if settings.upstreams.value.is_empty() {
