@@ -49,6 +49,7 @@ fn live(store: &Store, known: &mut Known) -> Result<(), StoreError> {
 }
 
 fn disk(faults: &Faults) -> Disk {
+    faults.keep_erased();
     Disk { faults: faults.clone() }
 }
 

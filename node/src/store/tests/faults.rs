@@ -27,6 +27,7 @@ struct State {
     /// Fails once, when its turn comes.
     failing: Option<&'static str>,
     durable: HashMap<PathBuf, u64>,
+    keeps_erased: bool,
     /// What was erased since the last sync: file, offset, bytes.
     erased: Vec<(PathBuf, u64, Vec<u8>)>,
 }
@@ -40,6 +41,11 @@ impl Faults {
     /// The next write, or the file made for it, finds the disk full.
     pub(super) fn fill(&self) {
         self.0.lock().unwrap().is_full = true;
+    }
+
+    /// From now on, what is erased is kept until it is synced.
+    pub(super) fn keep_erased(&self) {
+        self.0.lock().unwrap().keeps_erased = true;
     }
 
     /// The next operation of this kind fails.
@@ -98,6 +104,9 @@ impl Faults {
     }
 
     pub(in crate::store) fn erasing(&self, path: &Path, file: &File, offset: u64, len: u64) {
+        if !self.0.lock().unwrap().keeps_erased {
+            return;
+        }
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
         file.read_exact_at(&mut bytes, offset).unwrap();
         self.0.lock().unwrap().erased.push((path.to_owned(), offset, bytes));
