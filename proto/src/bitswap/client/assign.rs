@@ -1,6 +1,5 @@
 //! Whom to ask next: the split of the waiting requests over the peers.
 
-use super::request::Request;
 use super::session::Session;
 use super::standing::REVIEW;
 use super::{Client, SessionId};
@@ -45,9 +44,6 @@ impl<P: Peer> Client<P> {
             self.peers.iter().filter(|(_, remote)| remote.standing.is_live(now)).map(|(peer, _)| *peer).collect();
         for peer in peers {
             while let Some((digest, estimate)) = self.next_offer(peer, now) {
-                if let Some(slow) = self.requests.get(&digest).and_then(Request::at) {
-                    self.withdraw(digest, slow);
-                }
                 self.ask_for_block(peer, digest, estimate, now);
             }
         }
@@ -55,40 +51,20 @@ impl<P: Peer> Client<P> {
 
     /// The next block that `peer` said it has and would bring sooner than others, with its estimated size.
     fn next_offer(&mut self, peer: P, now: Instant) -> Option<(Digest, usize)> {
-        loop {
-            let remote = self.peers.get(&peer)?;
-            let (sequence, digest) = remote.offers.first_key_value().map(|(sequence, digest)| (*sequence, *digest))?;
-            let request = self.requests.get(&digest)?;
-            let session = request.readers().find_map(|session| self.sessions.get(&session))?;
-            let estimate = session.block_size();
-            let time = remote.expected(estimate, now);
-            if let Some(other) = request.at() {
-                // It comes from elsewhere. A word that this peer has it, too, is good for once.
-                if remote.has_room(estimate) && LATE * time < self.remaining(other, &digest, now) {
-                    return Some((digest, estimate));
-                }
-                self.peers.get_mut(&peer)?.offers.remove(&sequence);
-                continue;
-            }
-            if !remote.has_room(estimate) {
-                self.peers.get_mut(&peer)?.pace.window_is_full();
-                return None;
-            }
-            let mut trusted = self.candidates(session, now).filter(|other| session.record(other).is_proven());
-            let sooner = trusted.any(|other| {
-                other != peer && !request.is_refused_by(&other) && self.expected(other, estimate, now) < time
-            });
-            return (!sooner).then_some((digest, estimate));
+        let remote = self.peers.get(&peer)?;
+        let digest = *remote.offers.values().next()?;
+        let request = self.requests.get(&digest)?;
+        let session = request.readers().find_map(|session| self.sessions.get(&session))?;
+        let estimate = session.block_size();
+        if !remote.has_room(estimate) {
+            self.peers.get_mut(&peer)?.pace.window_is_full();
+            return None;
         }
-    }
-
-    /// How long a block that `peer` was asked for will still take, as far as its rate is known.
-    fn remaining(&self, peer: P, digest: &Digest, now: Instant) -> Duration {
-        let Some(remote) = self.peers.get(&peer).filter(|remote| remote.pace.is_measured()) else {
-            return Duration::ZERO;
-        };
-        let age = remote.ask(digest).map(|ask| now.saturating_duration_since(ask.at)).unwrap_or_default();
-        remote.expected(0, now).saturating_sub(age)
+        let time = remote.expected(estimate, now);
+        let mut trusted = self.candidates(session, now).filter(|other| session.record(other).is_proven());
+        let sooner = trusted
+            .any(|other| other != peer && !request.is_refused_by(&other) && self.expected(other, estimate, now) < time);
+        (!sooner).then_some((digest, estimate))
     }
 
     /// When `peer` would bring a block of `estimate` bytes.

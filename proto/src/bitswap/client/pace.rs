@@ -82,11 +82,6 @@ impl Pace {
         }
     }
 
-    /// Whether the rate is known.
-    pub(super) fn is_measured(&self) -> bool {
-        self.rate.is_some()
-    }
-
     /// Shortest time from a want to its answer.
     pub(super) fn latency(&self) -> Duration {
         self.latency.unwrap_or(USUAL_LATENCY)

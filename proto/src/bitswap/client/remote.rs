@@ -64,7 +64,7 @@ pub(super) struct Remote {
     cancelled: usize,
     asked: Option<Instant>,
     cancelled_after: Option<Instant>,
-    /// Blocks that it said it has, to be asked for when it would bring them soonest; by age of the request.
+    /// Blocks that it said it has and nobody is asked for, by age of the request.
     pub(super) offers: BTreeMap<u64, Digest>,
     /// Changes to the wantlist it holds, not sent yet. One a block: boxo lets a cancel win over a want
     /// of the same block in the same message.

@@ -51,11 +51,6 @@ impl<P: Peer> Request<P> {
         self.at.is_none()
     }
 
-    /// The peer that is asked for the block.
-    pub(super) fn at(&self) -> Option<P> {
-        self.at
-    }
-
     /// The peer that is asked for the block, unless the request was rescued from one already.
     pub(super) fn rescuable(&self) -> Option<P> {
         self.at.filter(|_| !self.rescued)
@@ -134,7 +129,9 @@ impl<P: Peer> Client<P> {
             (State::Question | State::Kept, true) => {
                 remote.has(digest, ask);
                 request.refused.remove(&peer);
-                remote.offers.insert(request.sequence, digest);
+                if request.is_waiting() {
+                    remote.offers.insert(request.sequence, digest);
+                }
             }
             (State::Question | State::Block { had: false, .. }, false) => {
                 remote.keeps(digest, request.cid, ask);
@@ -223,21 +220,14 @@ impl<P: Peer> Client<P> {
         self.news.push_back(Action::Stalled { peer });
     }
 
-    /// Takes a block back from `slow`, which is asked for it, so that another peer may be asked.
-    pub(super) fn withdraw(&mut self, digest: Digest, slow: P) {
+    /// Takes back a block that `slow` was asked for `age` ago, once in a request's life.
+    pub(super) fn rescue(&mut self, digest: Digest, slow: P, age: Duration, now: Instant) {
         self.take_back(digest, slow);
         if let Some(request) = self.requests.get_mut(&digest) {
             request.asked.remove(&slow);
-        }
-        self.unassign(digest, slow);
-    }
-
-    /// As [`Self::withdraw`], once in a request's life, because `slow` was asked `age` ago.
-    pub(super) fn rescue(&mut self, digest: Digest, slow: P, age: Duration, now: Instant) {
-        self.withdraw(digest, slow);
-        if let Some(request) = self.requests.get_mut(&digest) {
             request.rescued = true;
         }
+        self.unassign(digest, slow);
         if let Some(remote) = self.peers.get_mut(&slow) {
             remote.pace.late(age);
             remote.standing.was_late(now);

@@ -31,7 +31,7 @@ impl<P: Peer> Client<P> {
             let kept = remote.asks().filter(|(_, ask)| ask.state == State::Kept).count();
             assert_eq!(remote.live(), due + kept);
             let offers =
-                |(_, digest): (&u64, &Digest)| self.requests.contains_key(digest) && remote.has_said_have(digest);
+                |(_, digest): (&u64, &Digest)| self.requests[digest].is_waiting() && remote.has_said_have(digest);
             assert!(remote.offers.iter().all(offers), "an offer without a word of it");
             assert_eq!(remote.standing.next_wake().is_some(), due > 0, "a clock runs while an answer is due");
         }
