@@ -59,6 +59,7 @@ struct Verified {
     damaged: Vec<String>,
     repaired: Vec<String>,
     broken_paths: Vec<String>,
+    damaged_records: u64,
 }
 
 impl fmt::Display for Verified {
@@ -70,6 +71,9 @@ impl fmt::Display for Verified {
         for path in &self.broken_paths {
             writeln!(f, "incomplete {path}")?;
         }
+        if self.damaged_records > 0 {
+            writeln!(f, "lost {} records of the log: publish or mirror again what they held", self.damaged_records)?;
+        }
         write!(f, "checked {} blocks, {} damaged, {} repaired", self.blocks, self.damaged.len(), self.repaired.len())
     }
 }
@@ -78,11 +82,11 @@ impl fmt::Display for Verified {
 pub(crate) async fn verify(app: &App<'_>, args: &args::Verify) -> Result<(), Stop> {
     let peers = app.settings.peers.value.clone();
     let done = app.items(Request::Verify { deep: args.deep, repair: args.repair, peers }, |_| Ok(())).await?;
-    let Done::Verify { blocks, damaged, repaired, broken_paths } = done else {
+    let Done::Verify { blocks, damaged, repaired, broken_paths, damaged_records } = done else {
         return Err(out_of_turn(&done).into());
     };
-    let whole = broken_paths.is_empty() && damaged.iter().all(|cid| repaired.contains(cid));
-    app.printer.item(&Verified { blocks, damaged, repaired, broken_paths })?;
+    let whole = damaged_records == 0 && broken_paths.is_empty() && damaged.iter().all(|cid| repaired.contains(cid));
+    app.printer.item(&Verified { blocks, damaged, repaired, broken_paths, damaged_records })?;
     if whole {
         return Ok(());
     }

@@ -277,6 +277,8 @@ pub enum Done {
         repaired: Vec<String>,
         /// Store paths that are not whole.
         broken_paths: Vec<String>,
+        /// Damaged records of the log that opening the store met: what they said is lost.
+        damaged_records: u64,
     },
     /// End of a request with items: how many succeeded and failed.
     Count {

@@ -52,7 +52,8 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
         node.commit(lease, Vec::new()).await?;
     }
     let damaged = damaged.values().map(ToString::to_string).collect();
-    Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths })
+    let damaged_records = checked.damaged_records;
+    Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths, damaged_records })
 }
 
 type Pinned = (String, Cid, Option<(NarHash, u64)>);
