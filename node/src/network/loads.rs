@@ -9,6 +9,7 @@ use nipfs_proto::bitswap::message::WantKind;
 use nipfs_proto::bitswap::server::{Load, LoadId, Loaded, Outcome};
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -84,7 +85,11 @@ impl Loads {
         while self.running.len() < AT_ONCE {
             let Some(load) = self.waiting.pop_front() else { return };
             let source = self.source.clone();
-            self.running.spawn_blocking(move || (load.id, source.load(&load)));
+            self.running.spawn_blocking(move || {
+                // A load without an answer would hold its place at the server for ever.
+                let loaded = catch_unwind(AssertUnwindSafe(|| source.load(&load)));
+                (load.id, loaded.unwrap_or_default())
+            });
         }
     }
 
@@ -96,7 +101,7 @@ impl Loads {
                     self.start();
                     return loaded;
                 }
-                // A load that panicked is never answered; its wants stay open at the server.
+                // Cancelled: the network ends.
                 Some(Err(_)) => self.start(),
                 None => std::future::pending().await,
             }
@@ -107,5 +112,28 @@ impl Loads {
     pub(super) async fn finish(&mut self) {
         self.waiting.clear();
         while self.running.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nipfs_proto::bitswap::message::Want;
+    use nipfs_proto::bitswap::server::{Action, Server};
+    use nipfs_proto::block::Digest;
+
+    #[tokio::test]
+    async fn a_load_that_panics_is_answered_with_nothing() {
+        let mut server = Server::default();
+        let peer = PeerId::random();
+        server.connected(peer);
+        let cid = Digest::of(b"x").raw_cid();
+        let want = Want { cid, priority: 1, kind: WantKind::Block, cancel: false, send_dont_have: true };
+        server.received(peer, &[want], false);
+        let Some(Action::Load(load)) = server.poll() else { panic!("no load") };
+        let id = load.id;
+        let mut loads = Loads::new(BlockSource::new(|_, _, _| panic!("the store is on fire")));
+        loads.push(load);
+        assert_eq!(loads.next().await, (id, Vec::new()));
     }
 }
