@@ -160,3 +160,24 @@ fn many_small_paths_and_a_large_one_come_whole_and_in_order() {
         assert_eq!(describe(tree), describe(&out.join(name)));
     }
 }
+
+#[test]
+fn a_mirror_takes_only_the_paths_that_a_list_names_from_a_file_or_from_a_url() {
+    let (a, b) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (_, one) = publish_tree(&a, "one", 7, 100_000);
+    let (_, two) = publish_tree(&a, "two", 8, 100_000);
+    let list = b.dir().join("list");
+    fs::write(&list, format!("\n{}\n", one["path"].as_str().unwrap())).unwrap();
+    let pull = |list: &str| {
+        let args = ["mirror", "pull", &at_a.http, "--trusted-public-key", &key, "--json", "--store-paths", list];
+        b.run(&args).ok().json()
+    };
+    let pulled = pull(list.to_str().unwrap());
+    assert_eq!(pulled.len(), 1, "{pulled:?}");
+    assert_eq!(pulled[0]["path"], one["path"]);
+    let pulled = pull(&format!("{}/nipfs-paths", at_a.http));
+    assert_eq!(pulled.len(), 2, "{pulled:?}");
+    assert!(pulled.iter().any(|path| path["path"] == two["path"] && path["state"] == "fetched"), "{pulled:?}");
+}

@@ -234,8 +234,8 @@ pub(crate) struct MirrorPull {
     /// Peer to ask for blocks (repeatable), ending in /p2p/ID
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) peer: Vec<String>,
-    /// File of store paths, one a line, to mirror instead of what the cache lists; - for standard input
-    #[arg(long, value_name = "FILE")]
+    /// File or http(s) URL of store paths, one a line, to mirror instead of what the cache lists; - for standard input
+    #[arg(long, value_name = "FILE|URL")]
     pub(crate) store_paths: Option<PathBuf>,
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What `mirror push` sends to `mirror receive`, as one JSON document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +28,10 @@ const MAX_PUSH: u64 = 512 << 20;
 
 /// Longest list of store paths in bytes.
 const MAX_LIST: u64 = 64 << 20;
+/// The same for one that comes over HTTP.
+const MAX_DOWNLOAD: usize = 16 << 20;
+/// How long that may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many bytes of strings go into one request: well below a frame, with room for JSON's escapes.
 const BATCH: usize = 1 << 20;
@@ -158,7 +163,20 @@ fn batches(list: Vec<String>) -> impl Iterator<Item = Vec<String>> {
 }
 
 async fn read_list(file: PathBuf) -> Result<Vec<String>, Failure> {
-    let text = patiently(move || {
+    let text = match file.to_str().filter(|name| name.starts_with("http://") || name.starts_with("https://")) {
+        Some(url) => download(url).await?,
+        None => read_file(file).await?,
+    };
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+async fn download(url: &str) -> Result<String, Failure> {
+    let text = nipfs_node::upstream::text(url, MAX_DOWNLOAD, PATIENCE).await?;
+    text.ok_or_else(|| Failure::new(Class::NotFound, format!("not there: {url}")))
+}
+
+async fn read_file(file: PathBuf) -> Result<String, Failure> {
+    patiently(move || {
         if file == Path::new("-") {
             return read_all(std::io::stdin(), MAX_LIST, "standard input");
         }
@@ -166,9 +184,8 @@ async fn read_list(file: PathBuf) -> Result<Vec<String>, Failure> {
         let unreadable =
             |error: std::io::Error| Failure::new(Class::Usage, format!("cannot read: {name}")).because(&error);
         read_all(std::fs::File::open(&file).map_err(unreadable)?, MAX_LIST, &name)
-    });
-    let text = text.await?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    })
+    .await
 }
 
 fn read_all(input: impl Read, limit: u64, name: &str) -> Result<String, Failure> {

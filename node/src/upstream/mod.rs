@@ -195,6 +195,18 @@ pub enum UpstreamError {
 /// Bytes as they come.
 pub type ByteStream = BoxStream<'static, Result<Bytes, UpstreamError>>;
 
+/// A text that somebody keeps at `url`: at most `limit` bytes, within `within`. `None` when there is none.
+///
+/// # Errors
+/// [`UpstreamError::Address`], and all but the block ones.
+pub async fn text(url: &str, limit: usize, within: Duration) -> Result<Option<String>, UpstreamError> {
+    // Everything up to the last slash is the base, so that the one place where URLs are checked checks this one.
+    let (base, name) = url.rsplit_once('/').unwrap_or((url, ""));
+    let client = Client::new(&format!("{base}/"))?;
+    let url = client.resolve(name)?;
+    client.text(&url, limit, within).await
+}
+
 /// Someone's Nix binary cache. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Upstream {
