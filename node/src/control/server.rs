@@ -136,7 +136,10 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W>
                 return self.output.send(Frame::Failed(failure)).await;
             };
             let answer = match request {
-                Request::Stage { profile } => self.stage(&profile).await?,
+                Request::Stage { profile } => match self.stage(&profile).await? {
+                    Some(answer) => answer,
+                    None => continue,
+                },
                 Request::Commit { narinfo } => self.commit(&narinfo).await,
                 request => self.job(request).await?,
             };
@@ -145,36 +148,47 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W>
         Ok(())
     }
 
-    /// Imports the data frames that follow. A failed import is answered at once, and the connection is then out of step:
-    /// its client makes another.
-    async fn stage(&mut self, profile: &str) -> Result<Result<Done, Failure>, FrameError> {
-        let profile = match parse_profile(profile) {
-            Ok(profile) => profile,
-            Err(failure) => return Ok(Err(failure)),
-        };
+    /// Imports the data frames that follow. A failed import is answered at once: a client that listens while it sends
+    /// need not send the rest. `None` when the answer has been given.
+    async fn stage(&mut self, profile: &str) -> Result<Option<Result<Done, Failure>>, FrameError> {
         let (feed, input) = pipe();
         let cache = self.node.cache().clone();
-        let import = tokio::task::spawn_blocking(move || cache.stage(input, profile));
-        loop {
+        let profile = parse_profile(profile);
+        let import = profile.map(|profile| tokio::task::spawn_blocking(move || cache.stage(input, profile)));
+        let complete = loop {
             match self.input.next().await.transpose()? {
                 Some(Frame::Data(bytes)) => {
                     if feed.send(Ok(bytes)).await.is_err() {
-                        break;
+                        break false;
                     }
                 }
-                Some(Frame::End) => break,
+                Some(Frame::End) => break true,
                 _ => {
                     let _ = feed.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
-                    return Ok(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR")));
+                    return Ok(Some(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR"))));
                 }
             }
-        }
+        };
         drop(feed);
-        Ok(match import.await {
-            Ok(Ok(staged)) => self.keep(staged),
-            Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(Failure::from_error(Class::Failed, &error)),
-        })
+        let answer = match import {
+            Err(failure) => Err(failure),
+            Ok(import) => match import.await {
+                Ok(Ok(staged)) => self.keep(staged),
+                Ok(Err(error)) => Err(error.into()),
+                Err(error) => Err(Failure::from_error(Class::Failed, &error)),
+            },
+        };
+        if complete {
+            return Ok(Some(answer));
+        }
+        self.output.send(answer.map_or_else(Frame::Failed, Frame::Done)).await?;
+        // To close now would take the answer away from a client that is still sending.
+        while let Some(frame) = self.input.next().await {
+            if matches!(frame?, Frame::End) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     fn keep(&mut self, staged: Staged) -> Result<Done, Failure> {
