@@ -1,6 +1,6 @@
 //! Kills, rot, leaks: what a power cut, a bad disk or a careless file mode does.
 
-use crate::common::{Machine, STUCK, describe, kill, make_tree};
+use crate::common::{Machine, STUCK, describe, kill, make_tree, request};
 use crate::sources::Liar;
 use crate::walk::{fetch, fetched, publish_tree};
 use std::fs;
@@ -291,7 +291,24 @@ fn what_was_left_to_a_mirror_can_be_published_withdrawn_and_pinned_again() {
     leave();
     a.run(&["pin", "rm", path]).ok();
     assert_eq!(at_a.get(&narinfo).status, 404);
+    a.run(&["publish", tree.to_str().unwrap()]).ok();
+    b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
     a.run(&["publish", "--chunker", "unixfs-v1-2025", tree.to_str().unwrap()]).ok();
     b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
     assert_eq!(at_a.get(&narinfo).body, at_b.get(&narinfo).body, "B follows a path that was cut anew");
+
+    // Of its two DAGs the mirror proved the one that the narinfo names: that one is asked of it.
+    leave();
+    let hash = published["narHash"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let nar = format!("/nar/{hash}.nar");
+    assert_eq!(at_a.get(&nar).body.len() as u64, published["narSize"].as_u64().unwrap());
+    // A fetch on A itself brings blocks here, for strangers too: the path is published.
+    fetch(&a, path, &at_a.http, &key, &["--peer", &at_b.peer]).ok();
+    let address = at_a.http.strip_prefix("http://").unwrap();
+    let stranger = request(address, "GET", &nar, "X-Forwarded-For: 192.0.2.1\r\n");
+    assert_eq!((stranger.status, stranger.body.len() as u64), (200, published["narSize"].as_u64().unwrap()));
+    a.run(&["gc"]).ok();
+    a.run(&["pin", "add", path]).ok();
+    assert_eq!(at_b.stop(), 0);
+    assert_eq!(at_a.get(&nar).body.len() as u64, published["narSize"].as_u64().unwrap());
 }

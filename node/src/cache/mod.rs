@@ -129,14 +129,17 @@ pub enum CacheError {
 pub struct Cache {
     store: Store,
     /// One is held while a path's record is read, changed and written: the path's hash part says which.
-    records: Arc<[Mutex<()>; 64]>,
+    paths: Arc<[Mutex<()>; 64]>,
+    /// The same for the records of NARs, by NarHash; taken after the path's.
+    nars: Arc<[Mutex<()>; 64]>,
 }
 
 impl Cache {
     /// A cache over `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, records: Arc::new([const { Mutex::new(()) }; 64]) }
+        let locks = || Arc::new([const { Mutex::new(()) }; 64]);
+        Self { store, paths: locks(), nars: locks() }
     }
 
     /// The store below.
@@ -185,6 +188,9 @@ impl Cache {
     pub fn commit(&self, claim: Claim<'_>, staged: Option<&Staged>, audience: Audience) -> Result<(), CacheError> {
         let narinfo = claim.narinfo();
         let path = narinfo.store_path().to_absolute_path();
+        let hash = narinfo.store_path().hash_part();
+        let _path = lock(&*self.paths, hash.as_str().as_bytes());
+        let _nar = lock(&*self.nars, &narinfo.nar_hash().0);
         let held = self.store.nar(&narinfo.nar_hash())?;
         let mut record = match (staged, held) {
             (None, None) => return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() }),
@@ -221,32 +227,56 @@ impl Cache {
                 });
             }
         };
-        let hash = narinfo.store_path().hash_part();
-        let _record = self.record(&hash);
         let before = self.store.path(&hash)?;
         let text = match (&claim, &before) {
-            (Claim::Own(_), Some(before)) if before.nar_hash == narinfo.nar_hash() => with_signatures_of(before, &text),
+            (Claim::Own(_), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
+                with_signatures_of(before, &text)
+            }
             _ => text,
         };
-        let mut ops: Vec<Op> = forget.into_iter().chain([Op::PutNar(record)]).collect();
-        match &before {
-            // What somebody else says of a path that is published here changes nothing of what we say.
+        let put = Op::PutNar(record);
+        let ops = match before {
+            // What somebody else says of a path that is published here changes nothing of what we say. Its blocks are
+            // shown again, where they had been left to a mirror.
             Some(before) if audience == Audience::Loopback && (before.published || before.pinned) => {
                 if before.nar_hash != narinfo.nar_hash() {
                     return Ok(());
                 }
+                let left = (!before.pinned).then_some(Op::PutPath(before));
+                [put].into_iter().chain(left).collect()
             }
-            _ => ops.push(Op::PutPath(PathRecord {
-                store_path: narinfo.store_path().clone(),
-                narinfo: text.into(),
-                nar_hash: narinfo.nar_hash(),
-                published: audience == Audience::World,
-                pinned: audience == Audience::World,
-                mirror: None,
-                added_unix: before.map_or_else(unix_now, |before| before.added_unix),
-            })),
-        }
+            // A root that is not whole here may be the one that a published path names: only its publisher forgets it.
+            _ if audience == Audience::Loopback && forget.is_some() => vec![put],
+            before => {
+                let path = Op::PutPath(PathRecord {
+                    store_path: narinfo.store_path().clone(),
+                    narinfo: text.into(),
+                    nar_hash: narinfo.nar_hash(),
+                    published: audience == Audience::World,
+                    pinned: audience == Audience::World,
+                    mirror: None,
+                    added_unix: before.map_or_else(unix_now, |before| before.added_unix),
+                });
+                forget.into_iter().chain([put, path]).collect()
+            }
+        };
         Ok(lease.commit(ops)?)
+    }
+
+    /// Pins a path whose blocks are here, `lease` protecting those of the root that its narinfo names. False when there
+    /// is no such path.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Incomplete`] when blocks are missing.
+    pub fn pin(&self, hash: &StorePathHash, lease: &Lease) -> Result<bool, StoreError> {
+        let _path = lock(&*self.paths, hash.as_str().as_bytes());
+        let Some(path) = self.store.path(hash)? else { return Ok(false) };
+        let _nar = lock(&*self.nars, &path.nar_hash.0);
+        let Some(mut record) = self.store.nar(&path.nar_hash)? else { return Ok(false) };
+        let forget = keep_whole(&mut record, lease)?;
+        let pinned = Op::PutPath(PathRecord { pinned: true, mirror: None, ..path });
+        lease.commit(forget.into_iter().chain([Op::PutNar(record), pinned]).collect())?;
+        Ok(true)
     }
 
     /// Changes a path's record, or removes it: `change` is given what is recorded now, and nothing else changes it
@@ -260,15 +290,10 @@ impl Cache {
         lease: &Lease,
         change: impl FnOnce(PathRecord) -> Option<Op>,
     ) -> Result<bool, StoreError> {
-        let _record = self.record(hash);
+        let _path = lock(&*self.paths, hash.as_str().as_bytes());
         let Some(op) = self.store.path(hash)?.and_then(change) else { return Ok(false) };
         lease.commit(vec![op])?;
         Ok(true)
-    }
-
-    fn record(&self, hash: &StorePathHash) -> MutexGuard<'_, ()> {
-        let place = hash.as_str().bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        self.records[place % self.records.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The record of a path, if `audience` may see it.
@@ -278,6 +303,19 @@ impl Cache {
     pub fn lookup(&self, hash: &StorePathHash, audience: Audience) -> Result<Option<PathRecord>, StoreError> {
         let record = self.store.path(hash)?;
         Ok(record.filter(|record| record.published || audience == Audience::Loopback))
+    }
+
+    /// The root of a path's NAR: the one that its narinfo names, else any.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn root_of(&self, path: &PathRecord) -> Result<Option<Cid>, StoreError> {
+        let named =
+            NarInfo::parse_unasked(&path.narinfo).ok().and_then(|narinfo| narinfo.root().map(|root| *root.cid()));
+        Ok(match named {
+            Some(root) => Some(root),
+            None => self.root(&path.nar_hash, None)?.map(|(root, _)| root),
+        })
     }
 
     /// The root of a held NAR under `profile`, or under any profile.
@@ -302,6 +340,12 @@ fn with_signatures_of(before: &PathRecord, text: &str) -> String {
         }
     }
     now.text().to_owned()
+}
+
+/// Holds the one of `locks` that belongs to `key`.
+fn lock<'a>(locks: &'a [Mutex<()>], key: &[u8]) -> MutexGuard<'a, ()> {
+    let place = key.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    locks[place % locks.len()].lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Leaves the roots whose blocks are all here, and protects those: blocks of older ones may have been given to a mirror,

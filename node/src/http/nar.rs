@@ -4,13 +4,14 @@ use super::reply::{Fixed, Wanted, not_found};
 use super::site::Site;
 use super::splice::{Keep, Place, splice};
 use crate::cache::Audience;
-use crate::store::{NarRecord, Store, StoreError};
+use crate::store::{Store, StoreError};
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::stream::{Stream, StreamExt as _, TryStreamExt as _};
+use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::NarInfo;
@@ -90,10 +91,8 @@ where
 async fn find(site: &Site, audience: Audience, hash: NarHash, path: Option<StorePathHash>) -> Option<Found> {
     let mut places = VecDeque::new();
     let held = site.look(move |cache| visible(cache.store(), audience, hash)).await;
-    let mut size = held.as_ref().map(|(record, _)| record.nar_size);
-    if let Some((record, mirror)) = held
-        && let Some(&(_, root)) = record.roots.first()
-    {
+    let mut size = held.as_ref().map(|held| held.size);
+    if let Some(Visible { root, mirror, .. }) = held {
         places.extend([Place::Here(root), Place::Peers { root, mirror, keep: None }]);
     }
     if let Some(passed) = site.passing().nar(hash, path).await {
@@ -114,27 +113,32 @@ fn bound(site: &Site, narinfo: &NarInfo) -> Option<Place> {
     Some(Place::Peers { root, mirror: None, keep: keep.map(|(trusted, profile)| Box::new(Keep { trusted, profile })) })
 }
 
-/// The record of a NAR, if `audience` may see it, and the mirror that its blocks were left to. The world sees those
-/// whose root is published.
-fn visible(
-    store: &Store,
-    audience: Audience,
-    hash: NarHash,
-) -> Result<Option<(NarRecord, Option<String>)>, StoreError> {
+/// A NAR that is on record and may be seen.
+struct Visible {
+    size: u64,
+    root: Cid,
+    /// The peer that its blocks were left to.
+    mirror: Option<String>,
+}
+
+/// The NAR, if `audience` may see it: the world sees what is published.
+fn visible(store: &Store, audience: Audience, hash: NarHash) -> Result<Option<Visible>, StoreError> {
     let Some(record) = store.nar(&hash)? else { return Ok(None) };
-    let (mut here, mut public) = (false, false);
-    for digest in record.roots.iter().filter_map(|(_, root)| Digest::of_cid(root).ok().flatten()) {
-        here |= store.has(&digest)?;
-        public |= store.is_public(&digest)?;
+    let size = record.nar_size;
+    for (_, root) in &record.roots {
+        let Ok(Some(digest)) = Digest::of_cid(root) else { continue };
+        if store.has(&digest)? && (audience == Audience::Loopback || store.is_public(&digest)?) {
+            return Ok(Some(Visible { size, root: *root, mirror: None }));
+        }
     }
-    if here {
-        return Ok((public || audience == Audience::Loopback).then_some((record, None)));
-    }
-    // Without its blocks, only the records of the paths tell who may see it.
+    // Without its blocks, only the records of the paths tell who may see it, and which DAG was left to whom.
     for path in store.paths() {
         let path = path?;
         if path.nar_hash == hash && (path.published || audience == Audience::Loopback) {
-            return Ok(Some((record, path.mirror)));
+            let named =
+                NarInfo::parse_unasked(&path.narinfo).ok().and_then(|narinfo| narinfo.root().map(|root| *root.cid()));
+            let root = named.or_else(|| record.roots.first().map(|(_, root)| *root));
+            return Ok(root.map(|root| Visible { size, root, mirror: path.mirror }));
         }
     }
     Ok(None)

@@ -106,7 +106,7 @@ impl Obtain<'_> {
     /// `NotFound` when no source has it, `Refused` when all that came was wrong, and the store's.
     pub async fn run(self) -> Result<Obtained, Failure> {
         let counters = Arc::new(Counters::default());
-        let held = self.cache.root(&self.narinfo().nar_hash(), None)?.map(|(root, _)| root);
+        let held = self.held().await?;
         let named = self.narinfo().root().map(|root| *root.cid());
         // What we publish must be the DAG that the narinfo names; for ourselves any DAG of the NAR will do.
         let root = if self.audience == Audience::World { named.or(held) } else { held.or(named) };
@@ -149,6 +149,15 @@ impl Obtain<'_> {
             Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// The root of the NAR, if all of it is here; then it is protected.
+    async fn held(&self) -> Result<Option<Cid>, Failure> {
+        let Some((root, _)) = self.cache.root(&self.narinfo().nar_hash(), None)? else { return Ok(None) };
+        let Some(lease) = self.places.blocks.lease.clone() else { return Ok(Some(root)) };
+        let whole = tokio::task::spawn_blocking(move || lease.touch_dag(&root)).await;
+        let whole = whole.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        Ok(whole.then_some(root))
     }
 
     /// Takes back what was sent; the listener may be in the middle of another path when nothing was.

@@ -82,14 +82,15 @@ pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -
                 failure.hint("run: nipfs publish PATH, nipfs mirror pull URL or nipfs fetch PATH")
             };
             let record = node.store().path(&hash)?.ok_or_else(unknown)?;
-            let (root, _) = node.cache().root(&record.nar_hash, None)?.ok_or_else(unknown)?;
+            let root = node.cache().root_of(&record)?.ok_or_else(unknown)?;
             // The blocks of a path that was left to a mirror come from there.
             let peers: Vec<String> = peers.iter().cloned().chain(record.mirror).collect();
             let lease = Arc::new(node.store().lease());
             let blocks = places(node, &peers, &[], events).await?.blocks;
             download(&Sources { lease: Some(lease.clone()), ..blocks }, root).await?;
-            let pin = |record| Some(Op::PutPath(PathRecord { pinned: true, mirror: None, ..record }));
-            if !change(node, hash, lease, pin).await? {
+            let cache = node.cache().clone();
+            let pinned = tokio::task::spawn_blocking(move || cache.pin(&hash, &lease)).await;
+            if !pinned.map_err(|error| Failure::from_error(Class::Failed, &error))?? {
                 return Err(unknown());
             }
         }
