@@ -17,7 +17,7 @@ help:
 	@echo "make demo [INPUT=/some/path]  three machines on loopback: A publishes, B mirrors, C fetches from B"
 	@echo "make test                     format, lints, unit, property, vector, black box, Kubo, Nix and ssh tests"
 	@echo "make test-fast                the same without foreign software"
-	@echo "make test-long                large inputs, many crash points, long fuzzing"
+	@echo "make test-long                the same in release, with the measurements and large inputs"
 	@echo "make bench                    figures of import, exchange and store, one after the other"
 	@echo "make bench-kubo               publish and fetch 1 GiB, nipfs and Kubo in alternation"
 	@echo "make install                  build a release and put nipfs into /usr/local/bin"
