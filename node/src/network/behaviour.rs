@@ -57,10 +57,12 @@ pub(super) struct Traffic {
     pub(super) bytes_out: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Peer {
     /// Oldest first, never empty.
     connections: Vec<Connection>,
+    /// When it connected.
+    since: Instant,
     traffic: Traffic,
     /// When a message, or a part of one, last went either way.
     active: Option<Instant>,
@@ -68,6 +70,19 @@ struct Peer {
     unsupported: bool,
     /// Its misbehaviour, or silence, is in the log.
     named: bool,
+}
+
+impl Peer {
+    fn new(since: Instant) -> Self {
+        Self {
+            connections: Vec::new(),
+            since,
+            traffic: Traffic::default(),
+            active: None,
+            unsupported: false,
+            named: false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -159,6 +174,15 @@ impl Behaviour {
         self.peers.iter().filter_map(|(id, peer)| Some((*id, &peer.connections.first()?.addr, peer.traffic)))
     }
 
+    /// Since when each connected peer has been idle: it neither sent nor took a part of a message. `None` while
+    /// messages are going out to it.
+    pub(super) fn idle(&self) -> impl Iterator<Item = (PeerId, Option<Instant>)> {
+        self.peers.iter().map(|(id, peer)| {
+            let drained = peer.connections.iter().all(Connection::is_drained);
+            (*id, drained.then(|| peer.active.unwrap_or(peer.since)))
+        })
+    }
+
     /// Whether messages are going out, or went either way within the last `span`.
     pub(super) fn is_active(&self, peer: &PeerId, span: Duration) -> bool {
         let Some(peer) = self.peers.get(peer) else { return false };
@@ -176,7 +200,7 @@ impl Behaviour {
     }
 
     fn on_established(&mut self, event: &ConnectionEstablished<'_>) {
-        let peer = self.peers.entry(event.peer_id).or_default();
+        let peer = self.peers.entry(event.peer_id).or_insert_with(|| Peer::new(Instant::now()));
         let first = peer.connections.is_empty();
         let mut addr = event.endpoint.get_remote_address().clone();
         // An address that was dialled says whom, one that dialled us does not.

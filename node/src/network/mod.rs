@@ -11,7 +11,7 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `known` and `dns` (addresses and redialling), `wants` (who waits for
+//! connection's streams), `known` and `dns` (addresses and redialling), `trim` (which idle peers to leave), `wants` (who waits for
 //! which block), `loads` (reads from the store).
 
 mod behaviour;
@@ -26,6 +26,7 @@ mod swarm;
 mod task;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod wants;
 
 pub use identity::load_or_create as identity;
@@ -61,11 +62,13 @@ pub struct Config {
     pub max_connections: u32,
     /// Resident bytes of the whole process above which no new connection is made or taken.
     pub max_memory: usize,
+    /// A peer that was idle for so long may be left when there are too many.
+    pub grace: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: Vec::new(), max_connections: 256, max_memory: 1 << 30 }
+        Self { listen: Vec::new(), max_connections: 256, max_memory: 1 << 30, grace: trim::GRACE }
     }
 }
 
@@ -166,7 +169,8 @@ impl Network {
         let dropped = Arc::new(Dropped::default());
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let task = task::Task::new(swarm, receiver, Arc::clone(&dropped), listening, cancel.clone(), source);
+        let task =
+            task::Task::new(swarm, receiver, Arc::clone(&dropped), listening, cancel.clone(), source, config.grace);
         tasks.spawn(task.run());
         tasks.close();
         let next_id = AtomicU64::new(0);

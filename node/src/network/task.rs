@@ -9,7 +9,7 @@ use super::loads::{BlockSource, Loads};
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
-use super::{COMMANDS, NetworkError, PeerSummary, dns};
+use super::{COMMANDS, NetworkError, PeerSummary, dns, trim};
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
@@ -69,6 +69,7 @@ pub(super) struct Task {
     lookups: JoinSet<(io::Result<Vec<Multiaddr>>, Dial)>,
     dials: HashMap<ConnectionId, Dial>,
     agents: HashMap<PeerId, String>,
+    grace: Duration,
 }
 
 impl Task {
@@ -79,6 +80,7 @@ impl Task {
         listening: watch::Sender<Vec<Multiaddr>>,
         cancel: CancellationToken,
         source: BlockSource,
+        grace: Duration,
     ) -> Self {
         let task = Self {
             swarm,
@@ -92,6 +94,7 @@ impl Task {
             lookups: JoinSet::new(),
             dials: HashMap::new(),
             agents: HashMap::new(),
+            grace,
         };
         task.publish_listeners();
         task
@@ -306,6 +309,18 @@ impl Task {
         self.known.connected(&peer, Instant::now());
         if let Some(dial) = self.dials.remove(&connection) {
             self.dial_done(dial);
+        }
+        self.trim();
+    }
+
+    /// Leaves idle peers when there are too many.
+    fn trim(&mut self) {
+        let idle = self.swarm.behaviour().bitswap.idle();
+        let peers = idle.map(|(peer, since)| (peer, since, self.known.is_wanted(&peer)));
+        for peer in trim::surplus(peers, self.grace, Instant::now()) {
+            tracing::debug!(%peer, "leaving an idle peer, there are too many");
+            // An error says that it has gone by itself.
+            _ = self.swarm.disconnect_peer_id(peer);
         }
     }
 

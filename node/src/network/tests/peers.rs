@@ -84,6 +84,31 @@ async fn a_kept_peer_is_dialled_until_it_is_there_and_again_when_it_returns() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_idle_peers_are_left_but_none_that_a_session_names() {
+    let config = Config { grace: Duration::ZERO, ..config() };
+    let node = Network::start(config, Keypair::generate_ed25519(), BlockSource::empty()).await.unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..trim::HIGH_WATER {
+        peers.push(raw::RawPeer::connect(&node).await);
+    }
+    assert_eq!(node.peers().await.unwrap().len(), trim::HIGH_WATER);
+    let named = peers[0].peer;
+    let [wanted] = blocks(1, 100).try_into().unwrap();
+    let want = tokio::spawn(node.session(vec![named]).want(*wanted.cid()));
+    peers[0].accept().await;
+    peers.push(raw::RawPeer::connect(&node).await);
+    let left = async {
+        while node.peers().await.unwrap().len() > trim::LOW_WATER {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, left).await.unwrap();
+    let left: Vec<PeerId> = node.peers().await.unwrap().iter().map(|peer| peer.peer).collect();
+    assert!(left.contains(&named) && left.len() == trim::LOW_WATER, "{left:?}");
+    want.abort();
+}
+
 #[tokio::test]
 async fn the_end_stops_what_waits() {
     let server = node(BlockSource::empty()).await;
