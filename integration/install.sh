@@ -22,6 +22,7 @@ foreign)
     need nix nix-bin
     need sshd openssh-server
     need ssh openssh-client
+    need ip iproute2
     ;;
 python)
     need python3 python3

@@ -7,6 +7,7 @@
 mod common;
 mod disk;
 mod kubo;
+mod lan;
 mod memory;
 mod nix;
 mod ssh;

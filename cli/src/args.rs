@@ -5,6 +5,7 @@
 
 use crate::config::Values;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use nipfs_node::network::Profile;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -138,6 +139,9 @@ pub(crate) struct Serve {
     /// Peer to ask for blocks (repeatable), ending in /p2p/ID
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) peer: Vec<String>,
+    /// What to do unasked: private (nothing) or lan (find nodes on the local network) [default: private]
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) profile: Option<Profile>,
     /// Directory of the narinfos [default: STATE/cache]
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
@@ -333,6 +337,7 @@ impl Cli {
                 http: serve.http,
                 listen: given(&serve.listen),
                 peers: given(&serve.peer),
+                profile: serve.profile,
                 cache: serve.cache.clone(),
                 upstreams: given(&serve.upstream),
                 trusted_public_keys: given(&serve.trusted_public_key),

@@ -7,6 +7,7 @@
 //! space. Secrets are only ever named by path. An empty variable counts as unset.
 
 use nipfs_node::control::protocol::{Class, Failure};
+use nipfs_node::network::Profile;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fmt;
@@ -39,6 +40,8 @@ pub(crate) struct Values {
     pub(crate) listen: Option<Vec<String>>,
     /// Peers to ask, multiaddrs that end in `/p2p/ID`.
     pub(crate) peers: Option<Vec<String>>,
+    /// What the node does unasked.
+    pub(crate) profile: Option<Profile>,
     /// Base URLs of caches to ask for what is not here.
     pub(crate) upstreams: Option<Vec<String>>,
     /// Base URLs of IPFS gateways.
@@ -92,6 +95,7 @@ pub(crate) struct Settings {
     pub(crate) http: Setting<SocketAddr>,
     pub(crate) listen: Setting<Vec<String>>,
     pub(crate) peers: Setting<Vec<String>>,
+    pub(crate) profile: Setting<Profile>,
     pub(crate) upstreams: Setting<Vec<String>>,
     pub(crate) gateways: Setting<Vec<String>>,
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
@@ -117,6 +121,7 @@ impl Settings {
                 vec![DEFAULT_LISTEN.to_owned()]
             }),
             peers: pick(flags.peers, from_env.peers, file.peers, origins("NIPFS_PEERS"), Vec::new),
+            profile: pick(flags.profile, from_env.profile, file.profile, origins("NIPFS_PROFILE"), Profile::default),
             upstreams: pick(flags.upstreams, from_env.upstreams, file.upstreams, origins("NIPFS_UPSTREAMS"), Vec::new),
             gateways: pick(flags.gateways, from_env.gateways, file.gateways, origins("NIPFS_GATEWAYS"), Vec::new),
             trusted_public_keys: pick(
@@ -159,6 +164,7 @@ impl Settings {
             Row::new("http", &self.http),
             Row::new("listen", &self.listen),
             Row::new("peers", &self.peers),
+            Row::new("profile", &self.profile),
             Row::new("upstreams", &self.upstreams),
             Row::new("gateways", &self.gateways),
             Row::new("trusted-public-keys", &self.trusted_public_keys),
@@ -205,12 +211,16 @@ impl Values {
                 .parse()
                 .map_err(|error| usage(format!("not an address with port: NIPFS_HTTP={value}")).because(&error))
         };
+        let profile = |value: String| {
+            value.parse().map_err(|error| usage(format!("not a profile: NIPFS_PROFILE={value}")).because(&error))
+        };
         Ok(Self {
             state: var("NIPFS_STATE").map(PathBuf::from),
             cache: var("NIPFS_CACHE").map(PathBuf::from),
             http: text("NIPFS_HTTP")?.map(http).transpose()?,
             listen: list("NIPFS_LISTEN")?,
             peers: list("NIPFS_PEERS")?,
+            profile: text("NIPFS_PROFILE")?.map(profile).transpose()?,
             upstreams: list("NIPFS_UPSTREAMS")?,
             gateways: list("NIPFS_GATEWAYS")?,
             trusted_public_keys: list("NIPFS_TRUSTED_PUBLIC_KEYS")?,

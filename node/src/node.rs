@@ -4,7 +4,7 @@ use crate::cache::Cache;
 use crate::control::protocol::{Class, Done, Failure, SourceBytes, Status};
 use crate::control::server::converse;
 use crate::dag::read::Counters;
-use crate::network::{self, BlockSource, Network};
+use crate::network::{self, BlockSource, Network, Profile};
 use crate::store::{Lease, Op, Store, StoreError};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
@@ -30,6 +30,8 @@ pub struct Settings {
     pub listen: Vec<Multiaddr>,
     /// Peers to stay connected to: multiaddrs that end in `/p2p/ID`.
     pub peers: Vec<Multiaddr>,
+    /// What the node does unasked.
+    pub profile: Profile,
     /// Whether this is a running `serve`.
     pub serving: bool,
 }
@@ -103,10 +105,10 @@ impl Node {
         &self.0.cache
     }
 
-    /// Whether peers are configured, whom every session may ask.
+    /// Whether a session that names no peer may have some to ask: those that are configured, or can be found.
     #[must_use]
     pub fn has_peers(&self) -> bool {
-        !self.0.settings.peers.is_empty()
+        !self.0.settings.peers.is_empty() || self.0.settings.profile.finds_peers()
     }
 
     /// Bytes of NARs served and fetched since the start.
@@ -130,7 +132,8 @@ impl Node {
     /// `Usage` when an address cannot be listened on.
     pub async fn network(&self) -> Result<Network, Failure> {
         let start = async {
-            let config = network::Config { listen: self.0.settings.listen.clone(), ..network::Config::default() };
+            let (listen, profile) = (self.0.settings.listen.clone(), self.0.settings.profile);
+            let config = network::Config { listen, profile, ..network::Config::default() };
             let network = Network::start(config, self.0.keypair.clone(), published(self.store().clone())).await?;
             for peer in self.0.settings.peers.clone() {
                 // It is redialled for as long as the node lives; being away now is no reason not to start.
@@ -143,7 +146,8 @@ impl Node {
             }
             Ok::<_, Failure>(network)
         };
-        Ok(self.0.network.get_or_try_init(|| start).await?.clone())
+        // A swarm is large, and everybody who may be the first to need it would carry it along.
+        Ok(self.0.network.get_or_try_init(|| Box::pin(start)).await?.clone())
     }
 
     /// Remembers where HTTP listens, for `status`.

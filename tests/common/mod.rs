@@ -138,7 +138,26 @@ impl Machine {
     pub(crate) fn serve(&self, args: &[&str]) -> Serving {
         let mut all = vec!["serve", "--http", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0"];
         all.extend_from_slice(args);
-        let mut command = self.command(&all);
+        self.start(self.command(&all))
+    }
+
+    /// Starts `serve` in a network namespace, where it listens for peers only as `args` say. Needs root.
+    pub(crate) fn serve_in(&self, namespace: &str, args: &[&str]) -> Serving {
+        let all = [&["serve", "--http", "127.0.0.1:0"], args].concat();
+        let serve = self.command(&all);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(serve.get_program()).args(serve.get_args());
+        for (name, value) in serve.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stdin(Stdio::null());
+        self.start(command)
+    }
+
+    fn start(&self, mut command: Command) -> Serving {
         command.stdout(Stdio::piped());
         let log = self.dir.path().join("serve.log");
         command.stderr(fs::OpenOptions::new().create(true).append(true).open(&log).unwrap());

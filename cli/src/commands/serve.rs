@@ -53,6 +53,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         state: settings.state.value.clone(),
         listen: parse("multiaddr", &settings.listen.value)?,
         peers: parse("multiaddr", &settings.peers.value)?,
+        profile: settings.profile.value,
         ..nipfs_node::Settings::default()
     };
     Ok(Serve {

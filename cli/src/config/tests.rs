@@ -66,6 +66,11 @@ fn mistakes_name_the_file_and_the_key() {
     assert!(missing.message.contains("/nonexistent/c"));
     let named = env(&[("NIPFS_CONFIG", "/nonexistent/d")]);
     assert!(Settings::resolve(Values::default(), None, &named).unwrap_err().message.contains("/nonexistent/d"));
+    let (_directory, path) = file("profile = \"secret\"");
+    let unknown = Settings::resolve(Values::default(), Some(&path), &env(&[])).unwrap_err();
+    assert!(unknown.causes[0].contains("secret") && unknown.causes[0].contains("private"), "{unknown}");
+    let profile = env(&[("NIPFS_PROFILE", "secret")]);
+    assert!(Settings::resolve(Values::default(), None, &profile).unwrap_err().message.contains("NIPFS_PROFILE=secret"));
     let http = env(&[("NIPFS_HTTP", "here")]);
     assert!(Settings::resolve(Values::default(), None, &http).unwrap_err().message.contains("NIPFS_HTTP=here"));
 }

@@ -1,5 +1,5 @@
-//! Reading a UnixFS file in order: root → bytes, from the store first, then from peers, then from
-//! gateways.
+//! Reading a UnixFS file in order: root → bytes, from the store first, then from peers (those that are
+//! known, then those that can be found), then from gateways.
 //!
 //! Every block is checked against its CID before a byte of it comes out, and against the size its
 //! parent gave it. Blocks ahead of the reader are asked for in read order; at most a window of bytes
@@ -275,7 +275,11 @@ async fn obtain(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) 
 
 async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Fetched {
     if let Some(session) = &sources.session {
-        match session.want(cid).await {
+        let mut answer = session.want(cid).await;
+        if matches!(answer, Err(WantError::Missing(_))) && session.search(root).await {
+            answer = session.want(cid).await;
+        }
+        match answer {
             Ok((block, _)) => {
                 counters.bitswap.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
                 return Ok(block);

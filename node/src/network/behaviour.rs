@@ -140,6 +140,10 @@ impl Behaviour {
         self.client.open(session, peers);
     }
 
+    pub(super) fn add_peer(&mut self, session: SessionId, peer: PeerId) {
+        self.client.add_peers(session, &[peer]);
+    }
+
     pub(super) fn want(&mut self, session: SessionId, cid: Cid) {
         self.client.want(session, cid);
     }

@@ -11,7 +11,8 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `known` and `dns` (addresses and redialling), `trim` (which idle peers to leave), `wants` (who waits for
+//! connection's streams), `known` and `dns` (addresses and redialling), `profile` (what is done unasked), `nearby` (who was
+//! found on the local network), `trim` (which idle peers to leave), `wants` (who waits for
 //! which block), `loads` (reads from the store).
 
 mod behaviour;
@@ -21,6 +22,9 @@ mod handler;
 mod identity;
 mod known;
 mod loads;
+mod nearby;
+mod profile;
+mod scope;
 mod session;
 mod swarm;
 mod task;
@@ -33,6 +37,7 @@ pub use identity::load_or_create as identity;
 pub use libp2p::identity::Keypair;
 pub use libp2p::{Multiaddr, PeerId};
 pub use loads::BlockSource;
+pub use profile::{Profile, ProfileError};
 pub use session::{Session, WantError};
 
 use nipfs_proto::Cid;
@@ -57,6 +62,8 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Addresses to listen on; `/tcp/0` takes a free port. Empty: the node only dials.
     pub listen: Vec<Multiaddr>,
+    /// What the node does unasked.
+    pub profile: Profile,
     /// Established connections, both directions together; peers that are kept come on top. Others may
     /// use three quarters of them to dial us.
     pub max_connections: u32,
@@ -68,7 +75,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: Vec::new(), max_connections: 256, max_memory: 1 << 30, grace: trim::GRACE }
+        Self {
+            listen: Vec::new(),
+            profile: Profile::Private,
+            max_connections: 256,
+            max_memory: 1 << 30,
+            grace: trim::GRACE,
+        }
     }
 }
 
@@ -103,6 +116,9 @@ pub enum NetworkError {
     /// The transport could not be set up from the identity.
     #[error("the identity cannot be used to authenticate")]
     Authentication(#[source] libp2p::noise::Error),
+    /// The machine's network interfaces cannot be watched, which finding nodes on the local network takes.
+    #[error("cannot watch the network interfaces")]
+    Interfaces(#[source] io::Error),
     /// The identity file cannot be read or written.
     #[error("identity {}", path.display())]
     Identity {

@@ -9,8 +9,13 @@ use super::task::Command;
 use libp2p::PeerId;
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OnceCell, oneshot};
+
+/// Searches in a row that may bring nobody: what one cache publishes, the same peers have.
+const MAX_FRUITLESS: usize = 3;
 
 /// Why a want was not met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +40,10 @@ struct Open {
     id: u64,
     peers: Arc<[PeerId]>,
     shared: Arc<Shared>,
+    /// The roots that peers were looked for, and whether that brought somebody.
+    searched: Mutex<HashMap<Cid, Arc<OnceCell<bool>>>>,
+    /// Searches in a row that brought nobody.
+    fruitless: AtomicUsize,
 }
 
 /// A block and who sent it, or why there is none.
@@ -42,7 +51,8 @@ pub(super) type Outcome = Result<(Block, PeerId), WantError>;
 
 impl Session {
     pub(super) fn open(shared: Arc<Shared>, peers: Vec<PeerId>) -> Self {
-        Self { open: Arc::new(Open { id: shared.fresh_id(), peers: peers.into(), shared }) }
+        let (searched, fruitless) = (Mutex::default(), AtomicUsize::new(0));
+        Self { open: Arc::new(Open { id: shared.fresh_id(), peers: peers.into(), shared, searched, fruitless }) }
     }
 
     /// Wants a block. The request goes out when the future is first polled; dropping the future
@@ -68,6 +78,34 @@ impl Session {
             note.waiting = false;
             answer
         }
+    }
+}
+
+impl Session {
+    /// Looks for more peers to ask for the DAG `root`, as far as the node's profile lets it; to be called when a want
+    /// of it was [`WantError::Missing`]. True when somebody joined the session. Looks once for each root, and no more
+    /// at all after [`MAX_FRUITLESS`] searches in a row that brought nobody.
+    pub async fn search(&self, root: Cid) -> bool {
+        let open = &self.open;
+        let searched = {
+            let mut searched = open.searched.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(searched.entry(root).or_default())
+        };
+        let search = async {
+            if open.fruitless.load(Ordering::Relaxed) >= MAX_FRUITLESS {
+                return false;
+            }
+            let (reply, answer) = oneshot::channel();
+            let asked = open.shared.commands.send(Command::Search { session: open.id, reply }).await;
+            let found = asked.is_ok() && answer.await.unwrap_or(false);
+            if found {
+                open.fruitless.store(0, Ordering::Relaxed);
+            } else {
+                open.fruitless.fetch_add(1, Ordering::Relaxed);
+            }
+            found
+        };
+        *searched.get_or_init(|| search).await
     }
 }
 

@@ -7,10 +7,11 @@ use futures::StreamExt as _;
 use libp2p::core::transport::TransportError;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, memory_connection_limits, noise, ping, tcp,
-    yamux,
+    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, mdns, memory_connection_limits, noise, ping,
+    tcp, yamux,
 };
 use std::collections::HashMap;
 use std::io;
@@ -46,6 +47,7 @@ pub(super) struct Protocols {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(super) bitswap: Behaviour,
+    mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
 /// Builds the swarm. It listens nowhere yet. Needs a tokio runtime.
@@ -59,7 +61,8 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, multiplexer)
         .map_err(NetworkError::Authentication)?;
-    let Ok(builder) = transport.with_behaviour(|keypair| protocols(config, keypair));
+    let protocols = protocols(config, keypair).map_err(NetworkError::Interfaces)?;
+    let Ok(builder) = transport.with_behaviour(|_| protocols);
     Ok(builder
         .with_swarm_config(|swarm| {
             swarm
@@ -72,7 +75,7 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
         .build())
 }
 
-fn protocols(config: &Config, keypair: &Keypair) -> Protocols {
+fn protocols(config: &Config, keypair: &Keypair) -> io::Result<Protocols> {
     // A quarter is left for our own dials, however many strangers come.
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING_INBOUND))
@@ -84,13 +87,18 @@ fn protocols(config: &Config, keypair: &Keypair) -> Protocols {
     let identify = identify::Config::new(PROTOCOL_VERSION.to_owned(), keypair.public())
         .with_agent_version(concat!("nipfs/", env!("CARGO_PKG_VERSION")).to_owned())
         .with_cache_size(0);
-    Protocols {
+    let mdns = config
+        .profile
+        .uses_mdns()
+        .then(|| mdns::Behaviour::new(mdns::Config::default(), keypair.public().to_peer_id()));
+    Ok(Protocols {
         limits: connection_limits::Behaviour::new(limits),
         memory: memory_connection_limits::Behaviour::with_max_bytes(config.max_memory),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping::Config::new()),
         bitswap: Behaviour::new(),
-    }
+        mdns: mdns.transpose()?.into(),
+    })
 }
 
 /// Listens on all of `addrs`; returns when each has a port.

@@ -1,11 +1,14 @@
 //! The one task that owns the swarm.
 //!
 //! It waits in one place, its `select!`, for whatever comes first: a swarm event, a command, a dropped
-//! want, a finished load or lookup, the time of a redial, the end. Answers go out by oneshot, which never waits.
+//! want, a finished load or lookup, the time of a redial or of a search's end, the end. Answers go out by oneshot, which never waits.
+
+mod search;
 
 use super::behaviour::Event;
 use super::known::Known;
 use super::loads::{BlockSource, Loads};
+use super::nearby::Nearby;
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
@@ -15,9 +18,10 @@ use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, ping};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use nipfs_proto::Cid;
 use nipfs_proto::bitswap::client::SessionId;
+use search::Searches;
 use std::collections::HashMap;
 use std::error::Error;
 use std::io;
@@ -43,6 +47,7 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 pub(super) enum Command {
     Connect { peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>> },
     Want { session: u64, peers: Arc<[PeerId]>, want: u64, cid: Cid, reply: Reply<Outcome> },
+    Search { session: u64, reply: Reply<bool> },
     Stored(Vec<Cid>),
     Peers(Reply<Vec<PeerSummary>>),
 }
@@ -66,6 +71,8 @@ pub(super) struct Task {
     wants: Wants,
     loads: Loads,
     known: Known,
+    nearby: Nearby,
+    searches: Searches,
     lookups: JoinSet<(io::Result<Vec<Multiaddr>>, Dial)>,
     dials: HashMap<ConnectionId, Dial>,
     agents: HashMap<PeerId, String>,
@@ -91,6 +98,8 @@ impl Task {
             wants: Wants::default(),
             loads: Loads::new(source),
             known: Known::default(),
+            nearby: Nearby::default(),
+            searches: Searches::default(),
             lookups: JoinSet::new(),
             dials: HashMap::new(),
             agents: HashMap::new(),
@@ -104,7 +113,7 @@ impl Task {
     pub(super) async fn run(mut self) {
         let mut batch = Vec::with_capacity(COMMANDS);
         loop {
-            let redial = self.known.next_due();
+            let wake = self.known.next_due().into_iter().chain(self.searches.next_deadline()).min();
             tokio::select! {
                 () = self.cancel.cancelled() => break,
                 received = self.commands.recv_many(&mut batch, COMMANDS) => match received {
@@ -116,7 +125,7 @@ impl Task {
                 Some(Ok((found, dial))) = self.lookups.join_next() => self.on_looked_up(found, dial),
                 (id, loaded) = self.loads.next() => self.swarm.behaviour_mut().bitswap.loaded(id, loaded),
                 event = self.swarm.select_next_some() => self.on_swarm(event),
-                () = sleep_until(redial.unwrap_or_else(Instant::now).into()), if redial.is_some() => self.redial(),
+                () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => self.on_wake(),
             }
         }
         self.finish().await;
@@ -130,6 +139,7 @@ impl Task {
                     self.want(SessionId(session), &peers, want, cid, reply);
                 }
             }
+            Command::Search { session, reply } => self.search(SessionId(session), reply),
             Command::Stored(cids) => self.swarm.behaviour_mut().bitswap.stored(&cids),
             // The one who asked may have gone: then nobody needs it.
             Command::Peers(reply) => drop(reply.send(self.peers())),
@@ -187,6 +197,11 @@ impl Task {
         } else {
             self.dial(vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
         }
+    }
+
+    fn on_wake(&mut self) {
+        self.searches.sweep(Instant::now());
+        self.redial();
     }
 
     fn redial(&mut self) {
@@ -263,6 +278,7 @@ impl Task {
     fn on_swarm(&mut self, event: SwarmEvent<ProtocolsEvent>) {
         match event {
             SwarmEvent::Behaviour(ProtocolsEvent::Bitswap(event)) => self.on_bitswap(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::Mdns(event)) => self.on_mdns(event),
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(identify::Event::Received { peer_id, info, .. }))
                 if self.swarm.is_connected(&peer_id) =>
             {
@@ -288,6 +304,7 @@ impl Task {
                 self.known.away(&peer_id, Instant::now());
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                self.searches.dial_failed(connection_id);
                 if let Some(dial) = self.dials.remove(&connection_id) {
                     self.dial_failed(dial, error);
                 }
@@ -310,7 +327,17 @@ impl Task {
         if let Some(dial) = self.dials.remove(&connection) {
             self.dial_done(dial);
         }
+        self.join_searches(peer);
         self.trim();
+    }
+
+    fn on_mdns(&mut self, event: mdns::Event) {
+        match event {
+            mdns::Event::Discovered(found) => {
+                found.into_iter().for_each(|(peer, addr)| self.nearby.discovered(peer, addr));
+            }
+            mdns::Event::Expired(gone) => gone.iter().for_each(|(peer, addr)| self.nearby.expired(peer, addr)),
+        }
     }
 
     /// Leaves idle peers when there are too many.

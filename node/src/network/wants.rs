@@ -19,9 +19,14 @@ struct Waiter {
     reply: oneshot::Sender<Outcome>,
 }
 
+/// Peers that may join one session.
+const MAX_JOINED: usize = 64;
+
 #[derive(Debug)]
 struct Session {
     peers: Arc<[PeerId]>,
+    /// Found while it was open.
+    joined: Vec<PeerId>,
     waiters: HashMap<Cid, Vec<Waiter>>,
 }
 
@@ -37,7 +42,7 @@ impl Wants {
         match self.sessions.entry(session) {
             Entry::Occupied(_) => false,
             Entry::Vacant(vacant) => {
-                vacant.insert(Session { peers: Arc::clone(peers), waiters: HashMap::new() });
+                vacant.insert(Session { peers: Arc::clone(peers), joined: Vec::new(), waiters: HashMap::new() });
                 true
             }
         }
@@ -64,9 +69,21 @@ impl Wants {
         false
     }
 
+    /// Adds a peer to an open session that names its peers. False when it names it already, or asks whoever is
+    /// connected.
+    pub(super) fn join(&mut self, session: SessionId, peer: PeerId) -> bool {
+        let Some(Session { peers, joined, .. }) = self.sessions.get_mut(&session) else { return false };
+        let joins = !peers.is_empty() && !peers.contains(&peer) && !joined.contains(&peer) && joined.len() < MAX_JOINED;
+        if joins {
+            joined.push(peer);
+        }
+        joins
+    }
+
     /// Closes a session; its peers, if it was open.
-    pub(super) fn close(&mut self, session: SessionId) -> Option<Arc<[PeerId]>> {
-        self.sessions.remove(&session).map(|session| session.peers)
+    pub(super) fn close(&mut self, session: SessionId) -> Option<Vec<PeerId>> {
+        let Session { peers, joined, .. } = self.sessions.remove(&session)?;
+        Some(peers.iter().copied().chain(joined).collect())
     }
 
     /// Hands a block to all who wait for it.

@@ -1,0 +1,81 @@
+//! What a node does unasked, by profile. This table is the whole meaning of the word:
+//!
+//! | | `private` | `lan` |
+//! |---|---|---|
+//! | answers peers that dial it, for what is published | yes | yes |
+//! | dials the peers that it was told of (`--peer`, a cache's `/nipfs-info`) | yes | yes |
+//! | asks the local network for other nodes, and says there that it is one (mDNS) | no | yes |
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// What a node does unasked. See the module's table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Announces nothing and looks for nobody.
+    #[default]
+    Private,
+    /// Finds nodes on the local network, and is found there.
+    Lan,
+}
+
+impl Profile {
+    const ALL: [Self; 2] = [Self::Private, Self::Lan];
+
+    /// Whether the node shows itself on the local network and looks for others there.
+    #[must_use]
+    pub fn uses_mdns(self) -> bool {
+        self == Self::Lan
+    }
+
+    /// Whether the node may know of peers that nobody named.
+    #[must_use]
+    pub fn finds_peers(self) -> bool {
+        self != Self::Private
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Private => "private",
+            Self::Lan => "lan",
+        })
+    }
+}
+
+/// No profile has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no profile is called {0:?}, only private and lan are known")]
+pub struct ProfileError(String);
+
+impl FromStr for Profile {
+    type Err = ProfileError;
+
+    fn from_str(name: &str) -> Result<Self, ProfileError> {
+        let named = Self::ALL.into_iter().find(|profile| profile.to_string() == name);
+        named.ok_or_else(|| ProfileError(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for profile in Profile::ALL {
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+            assert_eq!(serde_json::to_string(&profile).unwrap(), format!("\"{profile}\""));
+        }
+        assert!("Private".parse::<Profile>().is_err());
+        assert_eq!(Profile::default(), Profile::Private);
+    }
+
+    #[test]
+    fn a_private_node_does_nothing_unasked() {
+        assert!(!Profile::Private.uses_mdns() && !Profile::Private.finds_peers());
+    }
+}

@@ -1,0 +1,144 @@
+//! Looking for peers that may have a DAG, after those that a session knows had their chance.
+//!
+//! Every search ends: at [`PATIENCE`], or when nobody is left to wait for. Whoever it connects joins the session, also
+//! after the first, whose coming is the answer. What a search finds is a hint: a peer that has nothing costs a dial.
+
+use super::{Reply, Task};
+use libp2p::swarm::ConnectionId;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{Multiaddr, PeerId};
+use nipfs_proto::bitswap::client::SessionId;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// How long a search goes on.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Searches at once; another finds nobody.
+const MAX_SEARCHES: usize = 32;
+/// Peers that one search may bring.
+const MAX_FOUND: usize = 8;
+
+/// The searches under way, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Searches {
+    open: Vec<Search>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Search {
+    id: u64,
+    session: SessionId,
+    /// Taken when the first peer joins.
+    reply: Option<Reply<bool>>,
+    found: HashSet<PeerId>,
+    dials: HashMap<PeerId, ConnectionId>,
+    deadline: Instant,
+}
+
+impl Search {
+    fn answer(&mut self, found: bool) {
+        if let Some(reply) = self.reply.take() {
+            // Who asked may have gone.
+            _ = reply.send(found);
+        }
+    }
+}
+
+impl Searches {
+    /// When the oldest search is over.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.open.first().map(|search| search.deadline)
+    }
+
+    /// Ends the searches that wait for nobody, or have waited long enough.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.open.retain_mut(|search| {
+            let waits = !search.dials.is_empty() && now < search.deadline;
+            if !waits {
+                search.answer(false);
+            }
+            waits
+        });
+    }
+
+    /// A dial failed.
+    pub(super) fn dial_failed(&mut self, connection: ConnectionId) {
+        for search in &mut self.open {
+            search.dials.retain(|_, dial| *dial != connection);
+        }
+        self.sweep(Instant::now());
+    }
+}
+
+impl Task {
+    /// Begins a search for a session; the answer says whether somebody new can be asked.
+    pub(super) fn search(&mut self, session: SessionId, reply: Reply<bool>) {
+        if self.searches.open.len() >= MAX_SEARCHES {
+            // Who asked may have gone.
+            _ = reply.send(false);
+            return;
+        }
+        let id = self.searches.next_id;
+        self.searches.next_id += 1;
+        self.searches.open.push(Search {
+            id,
+            session,
+            reply: Some(reply),
+            found: HashSet::new(),
+            dials: HashMap::new(),
+            deadline: Instant::now() + PATIENCE,
+        });
+        let nearby: Vec<_> = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
+        for (peer, addrs) in nearby {
+            self.found(id, peer, addrs);
+        }
+        self.searches.sweep(Instant::now());
+    }
+
+    /// A search has come upon a peer, which joins its session when it is connected.
+    fn found(&mut self, id: u64, peer: PeerId, addrs: Vec<Multiaddr>) {
+        let Some(search) = self.searches.open.iter_mut().find(|search| search.id == id) else { return };
+        if peer == *self.swarm.local_peer_id() || search.found.len() >= MAX_FOUND || !search.found.insert(peer) {
+            return;
+        }
+        if self.swarm.is_connected(&peer) {
+            if self.wants.join(search.session, peer) {
+                let session = search.session;
+                search.answer(true);
+                self.joined(session, peer);
+            }
+            return;
+        }
+        let options =
+            DialOpts::peer_id(peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
+        let dial = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => drop(search.dials.insert(peer, dial)),
+            Err(error) => tracing::debug!(%peer, %error, "cannot dial a peer that was found"),
+        }
+    }
+
+    /// A peer has connected: it joins the sessions whose searches wait for it.
+    pub(super) fn join_searches(&mut self, peer: PeerId) {
+        let mut sessions = Vec::new();
+        for search in &mut self.searches.open {
+            if search.dials.remove(&peer).is_some() {
+                search.answer(true);
+                sessions.push(search.session);
+            }
+        }
+        for session in sessions {
+            if self.wants.join(session, peer) {
+                self.joined(session, peer);
+            }
+        }
+        self.searches.sweep(Instant::now());
+    }
+
+    fn joined(&mut self, session: SessionId, peer: PeerId) {
+        self.swarm.behaviour_mut().bitswap.add_peer(session, peer);
+        self.known.session_opened(peer);
+        self.keep_if_wanted(peer);
+    }
+}
