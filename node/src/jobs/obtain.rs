@@ -7,6 +7,7 @@
 use super::Events;
 use crate::cache::{Audience, Cache, CacheError, Claim, Staged};
 use crate::control::protocol::{Class, Failure, Report, SourceBytes};
+use crate::dag::pipe::pipe;
 use crate::dag::read::{Counters, ReadError, Sources, read};
 use crate::store::Lease;
 use crate::upstream::Upstream;
@@ -19,7 +20,6 @@ use nipfs_proto::nix::nar::Reader;
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use sha2::{Digest as _, Sha256};
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
@@ -325,30 +325,5 @@ impl Obtain<'_> {
     fn at(&self, error: CacheError) -> Failure {
         let failure = Failure::from(error);
         Failure { message: format!("{}: {}", self.path(), failure.message), ..failure }
-    }
-}
-
-/// Carries bytes from a task to a thread that reads: at most a few chunks wait.
-pub(crate) fn pipe() -> (mpsc::Sender<std::io::Result<Bytes>>, impl Read + Send) {
-    let (sender, receiver) = mpsc::channel(8);
-    (sender, PipeReader { receiver, rest: Bytes::new() })
-}
-
-struct PipeReader {
-    receiver: mpsc::Receiver<std::io::Result<Bytes>>,
-    rest: Bytes,
-}
-
-impl Read for PipeReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.rest.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.rest = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let length = buffer.len().min(self.rest.len());
-        buffer[..length].copy_from_slice(&self.rest.split_to(length));
-        Ok(length)
     }
 }
