@@ -1,6 +1,6 @@
-//! Key files as Nix writes them: one line `NAME:BASE64`, no newline at the end.
+//! Key files as Nix writes them: one line `NAME:BASE64`, no newline at the end; and other secrets of one line.
 //!
-//! A secret key that anyone but its owner could have read or replaced is refused, not warned about. What counts is the
+//! A secret that anyone but its owner could have read or replaced is refused, not warned about. What counts is the
 //! file that a symbolic link leads to (secret managers hand out links). Under systemd's credentials directory the
 //! manager has set the access, by means that the mode does not show.
 
@@ -21,7 +21,7 @@ const MAX_KEY_FILE: usize = 512;
 #[non_exhaustive]
 pub enum KeyFileError {
     /// The file or its directory cannot be read.
-    #[error("cannot read key file {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -29,10 +29,10 @@ pub enum KeyFileError {
         source: io::Error,
     },
     /// A directory, a pipe or a device.
-    #[error("key file {} is not a regular file", .0.display())]
+    #[error("{} is not a regular file", .0.display())]
     NotAFile(PathBuf),
     /// Group or others have some right to the file.
-    #[error("secret key file {0} has mode {mode:04o}, so others may have read it: run `chmod 600 {0}`", path.display())]
+    #[error("secret file {0} has mode {mode:04o}, so others may have read it: run `chmod 600 {0}`", path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum KeyFileError {
         mode: u32,
     },
     /// The file belongs neither to who runs this nor to root.
-    #[error("secret key file {} belongs to user {owner}: run `chown {} {0}`", path.display(), geteuid().as_raw())]
+    #[error("secret file {} belongs to user {owner}: run `chown {} {0}`", path.display(), geteuid().as_raw())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum KeyFileError {
         owner: u32,
     },
     /// Not one line: several keys, a carriage return, or something else altogether.
-    #[error("key file {} is not one line NAME:BASE64", .0.display())]
+    #[error("secret file {} is not one line of at most {MAX_KEY_FILE} bytes", .0.display())]
     NotOneLine(PathBuf),
     /// One line, but not a key.
     #[error("key file {} holds no key", path.display())]
@@ -71,13 +71,22 @@ pub enum KeyFileError {
     },
 }
 
-/// Reads the secret key in `path`. A newline at the end is allowed, as in Nix.
+/// Reads the secret key in `path`.
+///
+/// # Errors
+/// As [`load_secret_line`], and [`KeyFileError::Key`].
+pub fn load_secret_key(path: &Path, credentials: Option<&Path>) -> Result<SecretKey, KeyFileError> {
+    let line = load_secret_line(path, credentials)?;
+    line.parse().map_err(|source| KeyFileError::Key { path: path.to_owned(), source })
+}
+
+/// Reads the one line in `path`. A newline at the end is allowed, as in Nix.
 ///
 /// `credentials` is the value of `$CREDENTIALS_DIRECTORY`: mode and owner of files in it are not looked at.
 ///
 /// # Errors
-/// [`KeyFileError`]: unreadable, accessible to others, or not exactly one key.
-pub fn load_secret_key(path: &Path, credentials: Option<&Path>) -> Result<SecretKey, KeyFileError> {
+/// [`KeyFileError`]: unreadable, accessible to others, or not exactly one line.
+pub fn load_secret_line(path: &Path, credentials: Option<&Path>) -> Result<Zeroizing<String>, KeyFileError> {
     let unreadable = |source: io::Error| KeyFileError::Read { path: path.to_owned(), source };
     // Without NONBLOCK, opening a pipe would wait for a writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -102,7 +111,7 @@ pub fn load_secret_key(path: &Path, credentials: Option<&Path>) -> Result<Secret
     let text = str::from_utf8(&bytes).ok().filter(|text| text.len() <= MAX_KEY_FILE);
     let line = text.map(|text| text.strip_suffix('\n').unwrap_or(text)).filter(|line| !line.contains(['\n', '\r']));
     let line = line.ok_or_else(|| KeyFileError::NotOneLine(path.to_owned()))?;
-    line.parse().map_err(|source| KeyFileError::Key { path: path.to_owned(), source })
+    Ok(Zeroizing::new(line.to_owned()))
 }
 
 /// Whether `path`, links resolved, is inside `directory`.
