@@ -2,6 +2,7 @@
 
 use crate::common::{Machine, describe, make_tree};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -50,5 +51,40 @@ fn a_full_disk_is_said_so_and_loses_nothing() {
     let small = a.dir().join("small");
     make_tree(&small, 72, 8 << 20);
     a.run(&["publish", small.to_str().unwrap()]).ok();
+    a.run(&["verify", "--deep"]).ok();
+}
+
+#[test]
+fn an_upload_that_finds_the_disk_full_is_told_so_and_succeeds_when_there_is_room() {
+    let a = Machine::new();
+    let state = a.state();
+    let _small = Small::mount(&state, "64m");
+    let token = a.dir().join("token");
+    fs::write(&token, "s3cret").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let serving = a.serve(&["--enable-upload", "--upload-token-file", token.to_str().unwrap()]);
+    let nar = |name: &str, seed, size| {
+        let tree = a.dir().join(name);
+        make_tree(&tree, seed, size);
+        let dump = Command::new("nix-store").arg("--dump").arg(&tree).output().unwrap();
+        assert!(dump.status.success());
+        let file = a.dir().join(format!("{name}.nar"));
+        fs::write(&file, dump.stdout).unwrap();
+        let hash =
+            Command::new("nix-hash").args(["--type", "sha256", "--base32", "--flat"]).arg(&file).output().unwrap();
+        (file, String::from_utf8(hash.stdout).unwrap().trim().to_owned())
+    };
+    let put = |(file, hash): &(std::path::PathBuf, String)| {
+        let url = format!("{}/nar/{hash}.nar", serving.http);
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-u", "x:s3cret", "-o", "/dev/null", "-w", "%{http_code}", "-T"]).arg(file).arg(url);
+        let said = curl.output().unwrap();
+        String::from_utf8(said.stdout).unwrap() + &String::from_utf8_lossy(&said.stderr)
+    };
+    let (fits, too_much) = (nar("fits", 73, 8 << 20), nar("too-much", 74, 200 << 20));
+    assert_eq!(put(&fits), "201");
+    assert_eq!(put(&too_much), "507");
+    a.run(&["gc"]).ok();
+    assert_eq!(put(&nar("small", 75, 8 << 20)), "201");
     a.run(&["verify", "--deep"]).ok();
 }

@@ -2,6 +2,7 @@
 
 use crate::common::{Machine, describe, make_tree};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -171,6 +172,65 @@ fn a_cache_that_nix_wrote_gets_its_ipfs_hashes_in_place() {
     let fetched = c.run(&[&args[..], &[out.to_str().unwrap()], &keys].concat()).ok().json();
     assert!(fetched.iter().all(|path| path["source"] == "bitswap"), "{fetched:?}");
     assert_eq!(describe(Path::new(program)), describe(&out.join(Path::new(program).file_name().unwrap())));
+}
+
+#[test]
+fn stock_nix_uploads_a_closure_and_another_machine_gets_it_from_a_peer() {
+    let (a, b, c) = (Machine::new(), Machine::new(), Machine::new());
+    let program = built();
+    let (secret, public) = (a.dir().join("nix.secret"), a.dir().join("nix.public"));
+    let (to_secret, to_public) = (secret.to_str().unwrap(), public.to_str().unwrap());
+    ok(nix(a.dir(), "nix-store", &["--generate-binary-cache-key", "nix-1", to_secret, to_public]));
+    let key = fs::read_to_string(&public).unwrap();
+    let (token, netrc, wrong) = (b.dir().join("token"), a.dir().join("netrc"), a.dir().join("wrong"));
+    fs::write(&token, "s3cret\n").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&netrc, "machine 127.0.0.1 login nipfs password s3cret\n").unwrap();
+    fs::write(&wrong, "machine 127.0.0.1 login nipfs password guess\n").unwrap();
+    let with = ["--enable-upload", "--upload-token-file", token.to_str().unwrap(), "--trusted-public-key", key.trim()];
+    let at_b = b.serve(&with);
+
+    // Each attempt has a home of its own: Nix remembers what caches have.
+    let homes = a.dir().join("homes");
+    let copy = |home: &str, parameters: &str, netrc: &Path| {
+        let to = format!("{}?{parameters}", at_b.http);
+        let home = homes.join(home);
+        fs::create_dir_all(&home).unwrap();
+        nix(&home, "nix", &["copy", "--to", &to, "--option", "netrc-file", netrc.to_str().unwrap(), program])
+    };
+    let refused = |output: Output, says: &str| {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && stderr.contains(says), "{says:?} is not in {stderr}");
+    };
+    let signed = format!("compression=none&secret-key={to_secret}");
+    refused(copy("stranger", &signed, &wrong), "401");
+    refused(copy("unsigned", "compression=none", &netrc), "it is not signed");
+    refused(copy("listing", &format!("{signed}&write-nar-listing=true"), &netrc), "405");
+    ok(copy("good", &signed, &netrc));
+    assert_eq!(b.run(&["pin", "ls"]).ok().stdout.lines().count(), 2);
+    ok(copy("again", &signed, &netrc));
+
+    let out = c.dir().join("out");
+    fs::create_dir_all(&out).unwrap();
+    let args =
+        ["fetch", "--json", program, "--from", &at_b.http, "--peer", &at_b.peer, "--trusted-public-key", key.trim()];
+    let fetched = c.run(&[&args[..], &["--out", out.to_str().unwrap()]].concat()).ok().json();
+    assert_eq!(fetched.len(), 2, "{fetched:?}");
+    assert!(fetched.iter().all(|path| path["source"] == "bitswap"), "{fetched:?}");
+    assert_eq!(describe(Path::new(program)), describe(&out.join(Path::new(program).file_name().unwrap())));
+
+    // Nix's default is xz.
+    b.run(&["pin", "rm", program]).ok();
+    ok(copy("xz", &format!("secret-key={to_secret}"), &netrc));
+    assert_eq!(b.run(&["pin", "ls"]).ok().stdout.lines().count(), 2);
+    let store = c.dir().join("store");
+    let to = store.to_str().unwrap();
+    ok(nix(
+        c.dir(),
+        "nix",
+        &["copy", "--from", &at_b.http, "--to", to, "--option", "trusted-public-keys", key.trim(), program],
+    ));
+    assert_eq!(describe(Path::new(program)), describe(&store.join(program.strip_prefix('/').unwrap())));
 }
 
 fn narinfos(cache: &Path) -> Vec<(PathBuf, String)> {

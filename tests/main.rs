@@ -8,4 +8,5 @@ mod common;
 mod faults;
 mod sources;
 mod tidy;
+mod upload;
 mod walk;

@@ -154,6 +154,12 @@ pub(crate) struct Serve {
     /// IPFS gateway to ask when no peer has a block (repeatable)
     #[arg(long, value_name = "URL")]
     pub(crate) gateway: Vec<String>,
+    /// Publish what `nix copy --to http://ADDR` sends, if a trusted key signed it
+    #[arg(long)]
+    pub(crate) enable_upload: bool,
+    /// File with the password that uploaders need, one line, mode 0600
+    #[arg(long, value_name = "FILE")]
+    pub(crate) upload_token_file: Option<PathBuf>,
 }
 
 /// `nipfs fetch`
@@ -342,6 +348,8 @@ impl Cli {
                 upstreams: given(&serve.upstream),
                 trusted_public_keys: given(&serve.trusted_public_key),
                 gateways: given(&serve.gateway),
+                enable_upload: serve.enable_upload.then_some(true),
+                upload_token_file: serve.upload_token_file.clone(),
                 ..values
             },
             Command::Fetch(fetch) => Values {

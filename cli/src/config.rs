@@ -52,6 +52,10 @@ pub(crate) struct Values {
     pub(crate) signing_key_files: Option<Vec<PathBuf>>,
     /// How NARs are cut into blocks.
     pub(crate) chunker: Option<String>,
+    /// Whether `serve` publishes what clients send.
+    pub(crate) enable_upload: Option<bool>,
+    /// File with the token that those clients show.
+    pub(crate) upload_token_file: Option<PathBuf>,
 }
 
 /// Where a value came from.
@@ -101,6 +105,8 @@ pub(crate) struct Settings {
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
     pub(crate) signing_key_files: Setting<Vec<PathBuf>>,
     pub(crate) chunker: Setting<String>,
+    pub(crate) enable_upload: Setting<bool>,
+    pub(crate) upload_token_file: Setting<Option<PathBuf>>,
 }
 
 impl Settings {
@@ -141,6 +147,20 @@ impl Settings {
             chunker: pick(flags.chunker, from_env.chunker, file.chunker, origins("NIPFS_CHUNKER"), || {
                 DEFAULT_CHUNKER.to_owned()
             }),
+            enable_upload: pick(
+                flags.enable_upload,
+                from_env.enable_upload,
+                file.enable_upload,
+                origins("NIPFS_ENABLE_UPLOAD"),
+                || false,
+            ),
+            upload_token_file: pick(
+                flags.upload_token_file.map(Some),
+                from_env.upload_token_file.map(Some),
+                file.upload_token_file.map(Some),
+                origins("NIPFS_UPLOAD_TOKEN_FILE"),
+                || None,
+            ),
             state,
         };
         settings.absolute()
@@ -148,7 +168,8 @@ impl Settings {
 
     fn absolute(mut self) -> Result<Self, Failure> {
         let paths = [&mut self.state.value, &mut self.cache.value].into_iter();
-        for path in paths.chain(&mut self.signing_key_files.value) {
+        let secrets = self.signing_key_files.value.iter_mut().chain(&mut self.upload_token_file.value);
+        for path in paths.chain(secrets) {
             *path = std::path::absolute(&*path)
                 .map_err(|error| usage(format!("not a usable path: {}", path.display())).because(&error))?;
         }
@@ -158,7 +179,7 @@ impl Settings {
     /// Each key, its value as TOML and its origin, in the order of the manual.
     #[must_use]
     pub(crate) fn rows(&self) -> Vec<Row> {
-        vec![
+        let mut rows = vec![
             Row::new("state", &self.state),
             Row::new("cache", &self.cache),
             Row::new("http", &self.http),
@@ -170,7 +191,13 @@ impl Settings {
             Row::new("trusted-public-keys", &self.trusted_public_keys),
             Row::new("signing-key-files", &self.signing_key_files),
             Row::new("chunker", &self.chunker),
-        ]
+            Row::new("enable-upload", &self.enable_upload),
+        ];
+        // TOML has no word for a value that is not there.
+        if self.upload_token_file.value.is_some() {
+            rows.push(Row::new("upload-token-file", &self.upload_token_file));
+        }
+        rows
     }
 }
 
@@ -192,7 +219,7 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Strings and lists of strings are written alike in JSON and TOML.
+        // Strings, lists of strings, numbers and booleans are written alike in JSON and TOML.
         write!(f, "{} = {}  # {}", self.name, self.value, self.origin)
     }
 }
@@ -214,6 +241,11 @@ impl Values {
         let profile = |value: String| {
             value.parse().map_err(|error| usage(format!("not a profile: NIPFS_PROFILE={value}")).because(&error))
         };
+        let switch = |value: String| {
+            value
+                .parse()
+                .map_err(|error| usage(format!("neither true nor false: NIPFS_ENABLE_UPLOAD={value}")).because(&error))
+        };
         Ok(Self {
             state: var("NIPFS_STATE").map(PathBuf::from),
             cache: var("NIPFS_CACHE").map(PathBuf::from),
@@ -226,6 +258,8 @@ impl Values {
             trusted_public_keys: list("NIPFS_TRUSTED_PUBLIC_KEYS")?,
             signing_key_files: list("NIPFS_SIGNING_KEY_FILES")?.map(|list| list.into_iter().map(Into::into).collect()),
             chunker: text("NIPFS_CHUNKER")?,
+            enable_upload: text("NIPFS_ENABLE_UPLOAD")?.map(switch).transpose()?,
+            upload_token_file: var("NIPFS_UPLOAD_TOKEN_FILE").map(PathBuf::from),
         })
     }
 }
@@ -271,7 +305,7 @@ fn read_file(flag: Option<&Path>, env: Env<'_>) -> Result<(PathBuf, Values), Fai
 impl Values {
     /// Paths in a file are relative to the file.
     fn relative_to(&mut self, directory: &Path) {
-        let keys = self.signing_key_files.iter_mut().flatten();
+        let keys = self.signing_key_files.iter_mut().flatten().chain(&mut self.upload_token_file);
         for path in self.state.iter_mut().chain(&mut self.cache).chain(keys) {
             *path = directory.join(&*path);
         }

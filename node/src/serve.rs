@@ -3,7 +3,7 @@
 //! Ends within [`DRAIN`] and [`CLOSE`] of the signal: accepted requests are finished, then connections are closed.
 
 use crate::control::protocol::{Class, Failure};
-use crate::http::{self, Site};
+use crate::http::{self, Site, Uploads};
 use crate::node::{Node, Settings};
 use crate::upstream::{Gateway, Upstream};
 use nipfs_proto::nix::trust::TrustedKeys;
@@ -35,6 +35,8 @@ pub struct Serve {
     pub gateways: Vec<Gateway>,
     /// Keys whose signature is believed.
     pub trusted_keys: TrustedKeys,
+    /// What lets clients add paths over HTTP.
+    pub uploads: Option<Uploads>,
 }
 
 /// A node that is ready for its users.
@@ -64,7 +66,7 @@ pub async fn serve(serve: Serve, ready: impl FnOnce(&Ready) -> Result<(), Failur
     let address = listener.local_addr().map_err(|error| Failure::from_error(Class::Failed, &error))?;
     node.set_http(address.to_string());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let site = Site::new(node.clone(), serve.upstreams, serve.gateways, serve.trusted_keys);
+    let site = Site::new(node.clone(), serve.upstreams, serve.gateways, serve.trusted_keys, serve.uploads);
     let info = site.info().to_text();
     tasks.spawn(http::serve(listener, site, stop.clone()));
     let control = crate::control::server::Door::open(&node)

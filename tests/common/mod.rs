@@ -222,6 +222,12 @@ impl Serving {
         peak_rss(self.child.id())
     }
 
+    /// Status, headers and body of a PUT that shows this token.
+    pub(crate) fn put(&self, path: &str, token: &str, body: &[u8]) -> Answer {
+        let headers = format!("Content-Length: {}\r\nAuthorization: Bearer {token}\r\n", body.len());
+        send(self.http.strip_prefix("http://").unwrap(), "PUT", path, &headers, body)
+    }
+
     /// Status, headers and body of a GET.
     pub(crate) fn get(&self, path: &str) -> Answer {
         request(self.http.strip_prefix("http://").unwrap(), "GET", path, "")
@@ -263,9 +269,16 @@ impl Answer {
 
 /// One HTTP/1.1 request on a connection of its own. `headers` end each with CRLF.
 pub(crate) fn request(address: &str, method: &str, path: &str, headers: &str) -> Answer {
+    send(address, method, path, headers, b"")
+}
+
+/// The same with a body, whose length is among the headers.
+pub(crate) fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(STUCK)).unwrap();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    // Who refuses a body may close before all of it is sent.
+    let _ = stream.write_all(body);
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("an HTTP head");

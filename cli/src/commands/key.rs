@@ -5,12 +5,13 @@ use crate::args::Key;
 use crate::config::Settings;
 use crate::outcome::Stop;
 use nipfs_node::control::protocol::{Class, Failure};
-use nipfs_node::nix::keys::{KeyFileError, load_secret_key, secret_key_files, write_key_pair};
+use nipfs_node::http::Token;
+use nipfs_node::nix::keys::{KeyFileError, load_secret_key, load_secret_line, secret_key_files, write_key_pair};
 use nipfs_proto::nix::signature::SecretKey;
 use serde::Serialize;
 use std::fmt;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A line of `key generate` and `key public`.
 #[derive(Debug, Serialize)]
@@ -77,9 +78,26 @@ fn files(settings: &Settings) -> Result<Vec<PathBuf>, Failure> {
 /// # Errors
 /// Class `Usage`, naming the file and what to do about it.
 pub(crate) fn load(files: &[PathBuf]) -> Result<Vec<SecretKey>, Failure> {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = credentials();
     let keys = files.iter().map(|file| load_secret_key(file, credentials.as_deref()));
     keys.collect::<Result<_, _>>().map_err(|error| refused(&error))
+}
+
+/// Reads the token that uploaders show.
+///
+/// # Errors
+/// Class `Usage`, naming the file and what to do about it.
+pub(crate) fn load_token(file: &Path) -> Result<Token, Failure> {
+    let line = load_secret_line(file, credentials().as_deref()).map_err(|error| refused(&error))?;
+    if line.is_empty() {
+        let failure = Failure::new(Class::Usage, format!("no token: {} is empty", file.display()));
+        return Err(failure.hint(format!("run: head -c 32 /dev/urandom | base64 > {}", file.display())));
+    }
+    Ok(Token::new(&line))
+}
+
+fn credentials() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 fn generate(name: &str) -> Result<SecretKey, Failure> {

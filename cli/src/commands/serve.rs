@@ -1,10 +1,11 @@
 //! `nipfs serve`: the node as a service, until a signal.
 
-use super::cache;
+use super::{cache, key, publish};
 use crate::config::Settings;
 use crate::outcome::Stop;
 use crate::printer::Printer;
 use nipfs_node::control::protocol::{Class, Failure};
+use nipfs_node::http::Uploads;
 use nipfs_node::serve::{Ready, Serve, serve};
 use nipfs_node::upstream::{Gateway, Upstream};
 use serde::Serialize;
@@ -62,7 +63,22 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         upstreams: settings.upstreams.value.iter().map(|url| Upstream::new(url)).collect::<Result<_, _>>()?,
         gateways: settings.gateways.value.iter().map(|url| Gateway::new(url)).collect::<Result<_, _>>()?,
         trusted_keys: parse("public key", &settings.trusted_public_keys.value)?,
+        uploads: uploads(settings)?,
     })
+}
+
+/// What lets clients upload, if they may.
+fn uploads(settings: &Settings) -> Result<Option<Uploads>, Failure> {
+    if !settings.enable_upload.value {
+        return Ok(None);
+    }
+    let Some(file) = &settings.upload_token_file.value else {
+        let failure = Failure::new(Class::Usage, "uploads need a token: --enable-upload without --upload-token-file");
+        return Err(
+            failure.hint("run: (umask 077; head -c 32 /dev/urandom | base64 > FILE), and add --upload-token-file FILE")
+        );
+    };
+    Ok(Some(Uploads::new(key::load_token(file)?, publish::profile(settings)?)))
 }
 
 fn parse<T: FromStr<Err: Error + 'static>, C: FromIterator<T>>(what: &str, texts: &[String]) -> Result<C, Failure> {

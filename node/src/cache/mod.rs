@@ -78,13 +78,15 @@ pub enum Claim<'a> {
     Own(&'a NarInfo),
     /// Foreign content whose narinfo a trusted key signed.
     Trusted(&'a TrustedNarInfo),
+    /// The same, sent by somebody who may add paths and signatures, and change nothing that is published.
+    Uploaded(&'a TrustedNarInfo),
 }
 
 impl Claim<'_> {
     fn narinfo(&self) -> &NarInfo {
         match self {
             Self::Own(narinfo) => narinfo,
-            Self::Trusted(trusted) => trusted.info(),
+            Self::Trusted(trusted) | Self::Uploaded(trusted) => trusted.info(),
         }
     }
 }
@@ -190,6 +192,14 @@ impl Cache {
         let path = narinfo.store_path().to_absolute_path();
         let hash = narinfo.store_path().hash_part();
         let _path = lock(&*self.paths, hash.as_str().as_bytes());
+        if let (Claim::Uploaded(_), Some(before)) = (&claim, self.store.path(&hash)?.filter(|path| path.published)) {
+            compare(&path, "NarHash", &narinfo.nar_hash(), &before.nar_hash)?;
+            let text = with_signatures_of(narinfo.text().as_bytes(), &String::from_utf8_lossy(&before.narinfo));
+            if text.as_bytes() != &before.narinfo[..] {
+                self.store.commit(vec![Op::PutPath(PathRecord { narinfo: text.into(), ..before })])?;
+            }
+            return Ok(());
+        }
         let _nar = lock(&*self.nars, &narinfo.nar_hash().0);
         let held = self.store.nar(&narinfo.nar_hash())?;
         let mut record = match (staged, held) {
@@ -230,7 +240,7 @@ impl Cache {
         let before = self.store.path(&hash)?;
         let text = match (&claim, &before) {
             (Claim::Own(_), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
-                with_signatures_of(before, &text)
+                with_signatures_of(&before.narinfo, &text)
             }
             _ => text,
         };
@@ -330,16 +340,16 @@ impl Cache {
     }
 }
 
-/// The narinfo with the signatures that the record before had: publishing a path again never makes it less trusted.
-fn with_signatures_of(before: &PathRecord, text: &str) -> String {
-    let (before, now) = (NarInfo::parse_unasked(&before.narinfo), NarInfo::parse_unasked(text.as_bytes()));
-    let (Ok(before), Ok(mut now)) = (before, now) else { return text.to_owned() };
-    for signature in before.signatures() {
-        if !now.signatures().contains(signature) {
-            now.add_sig(signature.clone());
-        }
+/// The narinfo `text` with the signatures of another one of the same path: neither publishing a path again nor uploading
+/// it makes it less trusted.
+fn with_signatures_of(other: &[u8], text: &str) -> String {
+    let (other, now) = (NarInfo::parse_unasked(other), NarInfo::parse_unasked(text.as_bytes()));
+    let (Ok(other), Ok(mut now)) = (other, now) else { return text.to_owned() };
+    for signature in other.signatures() {
+        now.add_sig(signature.clone());
     }
-    now.text().to_owned()
+    // More than a narinfo may have would make it unreadable.
+    if NarInfo::parse_unasked(now.text().as_bytes()).is_ok() { now.text().to_owned() } else { text.to_owned() }
 }
 
 /// Holds the one of `locks` that belongs to `key`.

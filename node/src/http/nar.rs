@@ -42,7 +42,13 @@ pub(super) async fn serve(
     RawQuery(query): RawQuery,
 ) -> Response {
     let Some(hash) = asked(&file) else { return not_found() };
-    let Some(found) = find(&site, audience, hash, path_of(query.as_deref())).await else { return not_found() };
+    let found = match site.uploads() {
+        Some(uploads) if method == Method::HEAD && uploads.admits(&headers) => {
+            uploads.found(&site, hash).await.map(|size| Found { size, places: VecDeque::new() })
+        }
+        _ => find(&site, audience, hash, path_of(query.as_deref())).await,
+    };
+    let Some(found) = found else { return not_found() };
     let etag = format!("\"{}\"", hash.to_base32());
     let fixed = Fixed { size: found.size, etag, content_type: "application/x-nix-nar" };
     let (range, response) = match fixed.wanted(&method, &headers) {

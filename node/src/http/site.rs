@@ -2,6 +2,7 @@
 
 use super::accept::Peer;
 use super::passing::Passing;
+use super::upload::Uploads;
 use crate::cache::{Audience, Cache, unix_now};
 use crate::control::protocol::Failure;
 use crate::dag::read::Sources;
@@ -43,20 +44,29 @@ struct Inner {
     passing: Passing,
     gateways: Arc<[Gateway]>,
     trusted: TrustedKeys,
+    uploads: Option<Uploads>,
     bodies: Arc<Semaphore>,
     far: Arc<Semaphore>,
 }
 
 impl Site {
     /// The face of `node`. Narinfos that it does not have are asked of `upstreams`; their NARs come as blocks when one
-    /// of the `trusted` keys bound the root, from peers or else `gateways`, and over HTTP otherwise.
+    /// of the `trusted` keys bound the root, from peers or else `gateways`, and over HTTP otherwise. Without `uploads`,
+    /// nobody can add anything.
     #[must_use]
-    pub fn new(node: Node, upstreams: Vec<Upstream>, gateways: Vec<Gateway>, trusted: TrustedKeys) -> Self {
+    pub fn new(
+        node: Node,
+        upstreams: Vec<Upstream>,
+        gateways: Vec<Gateway>,
+        trusted: TrustedKeys,
+        uploads: Option<Uploads>,
+    ) -> Self {
         Self(Arc::new(Inner {
             node,
             passing: Passing::new(upstreams),
             gateways: gateways.into(),
             trusted,
+            uploads,
             bodies: Arc::new(Semaphore::new(MAX_BODIES)),
             far: Arc::new(Semaphore::new(MAX_FAR)),
         }))
@@ -79,6 +89,10 @@ impl Site {
 
     pub(super) fn trusted(&self) -> &TrustedKeys {
         &self.0.trusted
+    }
+
+    pub(super) fn uploads(&self) -> Option<&Uploads> {
+        self.0.uploads.as_ref()
     }
 
     /// Leave to send a body that keeps blocks in memory; `None` when too many are being sent.

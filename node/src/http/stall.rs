@@ -1,14 +1,34 @@
-//! A connection whose writes must get somewhere.
+//! Connections that must get somewhere: what is written must be taken, and a body must come.
 
+use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
+use futures::stream::{Stream, TryStreamExt as _, try_unfold};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-/// Bytes that the client must take in each period of waiting for it.
+/// Bytes that the client must take, or send, in each period of waiting for it.
 pub(super) const FLOOR: usize = 16 << 10;
+
+/// What a client sends; an error `TimedOut` once we have waited `patience` for [`FLOOR`] bytes of it. Time that the
+/// reader takes does not count.
+pub(super) fn floored(body: Body, patience: Duration) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let next = move |(mut body, mut left, mut came): (BodyDataStream, Duration, usize)| async move {
+        let asked = Instant::now();
+        let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "the client does not send");
+        let piece = timeout(left, body.try_next()).await.map_err(slow)?.map_err(io::Error::other)?;
+        left = left.saturating_sub(asked.elapsed());
+        came += piece.as_ref().map_or(0, Bytes::len);
+        if came >= FLOOR {
+            (left, came) = (patience, 0);
+        }
+        Ok(piece.map(|piece| (piece, (body, left, came))))
+    };
+    try_unfold((body.into_data_stream(), patience, 0), next)
+}
 
 /// A connection on which a write fails with `TimedOut` once it has waited `patience` for the client to take [`FLOOR`]
 /// bytes. Time in which there is nothing to write does not count.

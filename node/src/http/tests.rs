@@ -5,9 +5,10 @@ mod conformance;
 mod gateway;
 mod hostile;
 mod passing;
+mod upload;
 
 use super::accept::{self, Limits};
-use super::{Site, router};
+use super::{Site, Uploads, router};
 use crate::cache::{Audience, Claim};
 use crate::node::{Node, Settings};
 use crate::upstream::{Gateway, Upstream};
@@ -47,6 +48,7 @@ struct With {
     upstreams: Vec<String>,
     gateways: Vec<String>,
     trusted: TrustedKeys,
+    uploads: Option<Uploads>,
 }
 
 impl Server {
@@ -61,7 +63,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let upstreams = with.upstreams.iter().map(|url| Upstream::new(url).unwrap()).collect();
         let gateways = with.gateways.iter().map(|url| Gateway::new(url).unwrap()).collect();
-        let site = Site::new(node.clone(), upstreams, gateways, with.trusted);
+        let site = Site::new(node.clone(), upstreams, gateways, with.trusted, with.uploads);
         let stop = CancellationToken::new();
         let ended = tokio::spawn(accept::serve(listener, router(site), with.limits, stop.clone()));
         Self { address, node, stop, ended, _state: state }

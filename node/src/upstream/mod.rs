@@ -23,6 +23,7 @@ mod nipfs_info;
 mod tests;
 
 pub use gateway::Gateway;
+pub(crate) use nar::decoder;
 pub use nipfs_info::NipfsInfo;
 
 use bytes::Bytes;

@@ -12,7 +12,8 @@ use futures::stream::{StreamExt as _, TryStreamExt as _, try_unfold};
 use nipfs_proto::nix::narinfo::{Compression, NarInfo};
 use reqwest::{Response, StatusCode, Url, header};
 use std::io;
-use tokio::io::AsyncRead;
+use std::pin::Pin;
+use tokio::io::{AsyncBufRead, AsyncRead};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 /// Memory of a decompressor in bytes. `xz -9` takes 65 MiB; bzip2 never takes more than 4.
@@ -55,23 +56,30 @@ fn starts_at(url: &Url, response: &Response, asked: u64) -> Result<u64, Upstream
 }
 
 fn decompress(url: &Url, compression: Compression, body: ByteStream) -> ByteStream {
-    let input = StreamReader::new(body.map_err(io::Error::other));
+    plain_bytes(url, decoder(compression, StreamReader::new(body.map_err(io::Error::other))))
+}
+
+/// The plain bytes of `input`. A hostile one makes it take [`MAX_MEMORY`] at the worst, and give any number of bytes.
+pub(crate) fn decoder(
+    compression: Compression,
+    input: impl AsyncBufRead + Send + 'static,
+) -> Pin<Box<dyn AsyncRead + Send>> {
     match compression {
-        Compression::None => plain_bytes(url, input),
+        Compression::None => Box::pin(input),
         Compression::Xz => {
             let mut decoder = XzDecoder::with_mem_limit(input, MAX_MEMORY);
             decoder.multiple_members(true);
-            plain_bytes(url, decoder)
+            Box::pin(decoder)
         }
         Compression::Zstd => {
             let mut decoder = ZstdDecoder::with_params(input, &[DParameter::window_log_max(MAX_WINDOW)]);
             decoder.multiple_members(true);
-            plain_bytes(url, decoder)
+            Box::pin(decoder)
         }
         Compression::Bzip2 => {
             let mut decoder = BzDecoder::new(input);
             decoder.multiple_members(true);
-            plain_bytes(url, decoder)
+            Box::pin(decoder)
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: a [`TrustedNarInfo`] exists only after [`TrustedKeys::check`], or through [`TrustedNarInfo::own`] for
 //! content that was made and hashed on this machine. Whoever commits foreign content asks for nothing less.
 
-use super::narinfo::{NarInfo, ipfs_fingerprint};
+use super::narinfo::{NarInfo, Root, ipfs_fingerprint};
 use super::signature::PublicKey;
 use super::store_path::{ContentAddress, StorePath};
 
@@ -24,6 +24,12 @@ impl TrustedNarInfo {
     #[must_use]
     pub fn info(&self) -> &NarInfo {
         &self.0
+    }
+
+    /// The same record naming `root`, which the proof does not cover.
+    #[must_use]
+    pub fn with_ipfs(&self, root: Root) -> Self {
+        Self(self.0.with_ipfs(root))
     }
 
     /// Takes the record out; what becomes of it is no longer trusted.
@@ -106,7 +112,7 @@ fn is_proven_by_content(info: &NarInfo) -> bool {
 mod tests {
     use super::*;
     use crate::nix::NarHash;
-    use crate::nix::narinfo::{PathInfo, Root};
+    use crate::nix::narinfo::PathInfo;
     use crate::nix::signature::SecretKey;
     use crate::nix::store_path;
 
