@@ -6,6 +6,7 @@
 mod cli;
 mod common;
 mod faults;
+mod limits;
 mod sources;
 mod tidy;
 mod upload;

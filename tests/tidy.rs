@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node", &["cache", "dag", "store", "network", "control"]),
     ("control", &["cache", "dag", "store", "jobs", "node"]),
     ("failure", &["control", "cache", "dag", "store", "network", "upstream", "nix"]),
-    ("serve", &["control", "http", "node", "network", "upstream", "cache", "dag"]),
+    ("serve", &["control", "http", "jobs", "node", "network", "upstream", "cache", "dag"]),
 ];
 
 /// Crate, lowest version allowed, why (`deny.toml` says the same to `cargo deny`).

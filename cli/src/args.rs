@@ -154,6 +154,9 @@ pub(crate) struct Serve {
     /// IPFS gateway to ask when no peer has a block (repeatable)
     #[arg(long, value_name = "URL")]
     pub(crate) gateway: Vec<String>,
+    /// Keep the store at N bytes (K, M, G, T: powers of 1024): when it grows beyond, the oldest paths go, as in `gc`
+    #[arg(long, value_name = "N", value_parser = crate::size::parse)]
+    pub(crate) max_size: Option<u64>,
     /// Publish what `nix copy --to http://ADDR` sends, if a trusted key signed it
     #[arg(long)]
     pub(crate) enable_upload: bool,
@@ -348,6 +351,7 @@ impl Cli {
                 upstreams: given(&serve.upstream),
                 trusted_public_keys: given(&serve.trusted_public_key),
                 gateways: given(&serve.gateway),
+                max_size: serve.max_size,
                 enable_upload: serve.enable_upload.then_some(true),
                 upload_token_file: serve.upload_token_file.clone(),
                 ..values

@@ -52,6 +52,9 @@ pub(crate) struct Values {
     pub(crate) signing_key_files: Option<Vec<PathBuf>>,
     /// How NARs are cut into blocks.
     pub(crate) chunker: Option<String>,
+    /// Bytes that the store of a running `serve` may take.
+    #[serde(default, deserialize_with = "crate::size::deserialize")]
+    pub(crate) max_size: Option<u64>,
     /// Whether `serve` publishes what clients send.
     pub(crate) enable_upload: Option<bool>,
     /// File with the token that those clients show.
@@ -105,6 +108,7 @@ pub(crate) struct Settings {
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
     pub(crate) signing_key_files: Setting<Vec<PathBuf>>,
     pub(crate) chunker: Setting<String>,
+    pub(crate) max_size: Setting<Option<u64>>,
     pub(crate) enable_upload: Setting<bool>,
     pub(crate) upload_token_file: Setting<Option<PathBuf>>,
 }
@@ -147,6 +151,13 @@ impl Settings {
             chunker: pick(flags.chunker, from_env.chunker, file.chunker, origins("NIPFS_CHUNKER"), || {
                 DEFAULT_CHUNKER.to_owned()
             }),
+            max_size: pick(
+                flags.max_size.map(Some),
+                from_env.max_size.map(Some),
+                file.max_size.map(Some),
+                origins("NIPFS_MAX_SIZE"),
+                || None,
+            ),
             enable_upload: pick(
                 flags.enable_upload,
                 from_env.enable_upload,
@@ -194,6 +205,9 @@ impl Settings {
             Row::new("enable-upload", &self.enable_upload),
         ];
         // TOML has no word for a value that is not there.
+        if self.max_size.value.is_some() {
+            rows.push(Row::new("max-size", &self.max_size));
+        }
         if self.upload_token_file.value.is_some() {
             rows.push(Row::new("upload-token-file", &self.upload_token_file));
         }
@@ -241,6 +255,9 @@ impl Values {
         let profile = |value: String| {
             value.parse().map_err(|error| usage(format!("not a profile: NIPFS_PROFILE={value}")).because(&error))
         };
+        let size = |value: String| {
+            crate::size::parse(&value).map_err(|why| usage(format!("not a size: NIPFS_MAX_SIZE={value}: {why}")))
+        };
         let switch = |value: String| {
             value
                 .parse()
@@ -258,6 +275,7 @@ impl Values {
             trusted_public_keys: list("NIPFS_TRUSTED_PUBLIC_KEYS")?,
             signing_key_files: list("NIPFS_SIGNING_KEY_FILES")?.map(|list| list.into_iter().map(Into::into).collect()),
             chunker: text("NIPFS_CHUNKER")?,
+            max_size: text("NIPFS_MAX_SIZE")?.map(size).transpose()?,
             enable_upload: text("NIPFS_ENABLE_UPLOAD")?.map(switch).transpose()?,
             upload_token_file: var("NIPFS_UPLOAD_TOKEN_FILE").map(PathBuf::from),
         })

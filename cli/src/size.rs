@@ -1,5 +1,8 @@
 //! Numbers of bytes, as people write and read them.
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
 /// Reads `123`, `10K`, `1.5G`…: K, M, G and T are powers of 1024, an `iB` or `B` after them is fine.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -18,6 +21,20 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         / 10_u64.checked_pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX)).ok_or("too many digits")?;
     let bytes = number(whole)?.checked_mul(1 << shift).and_then(|whole| whole.checked_add(tenths));
     bytes.ok_or_else(|| "too large".to_owned())
+}
+
+/// A size in a configuration file: a number, or a text as [`parse`] reads it.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes, or a text as \"50G\"")]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => parse(&text).map(Some).map_err(D::Error::custom),
+    }
 }
 
 /// `1.5 MiB`

@@ -4,8 +4,10 @@
 
 use crate::control::protocol::{Class, Failure};
 use crate::http::{self, Site, Uploads};
+use crate::jobs::collect::hold;
 use crate::node::{Node, Settings};
 use crate::upstream::{Gateway, Upstream};
+use nipfs_proto::nix::store_path::StorePath;
 use nipfs_proto::nix::trust::TrustedKeys;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
@@ -37,6 +39,8 @@ pub struct Serve {
     pub trusted_keys: TrustedKeys,
     /// What lets clients add paths over HTTP.
     pub uploads: Option<Uploads>,
+    /// Bytes that the store shall not take more of.
+    pub max_size: Option<u64>,
 }
 
 /// A node that is ready for its users.
@@ -50,11 +54,16 @@ pub struct Ready {
     pub info: String,
 }
 
-/// Runs until SIGTERM or SIGINT. `ready` is called once, when everything listens.
+/// Runs until SIGTERM or SIGINT. `ready` is called once, when everything listens; `dropped` with the paths that went
+/// because the store was larger than [`Serve::max_size`].
 ///
 /// # Errors
 /// `Usage` when an address cannot be listened on, and what [`Node::open`] says.
-pub async fn serve(serve: Serve, ready: impl FnOnce(&Ready) -> Result<(), Failure>) -> Result<(), Failure> {
+pub async fn serve(
+    serve: Serve,
+    ready: impl FnOnce(&Ready) -> Result<(), Failure>,
+    dropped: impl Fn(&[StorePath]) + Send + 'static,
+) -> Result<(), Failure> {
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let node = Node::open(Settings { serving: true, ..serve.node }).await?;
@@ -72,6 +81,9 @@ pub async fn serve(serve: Serve, ready: impl FnOnce(&Ready) -> Result<(), Failur
     let control = crate::control::server::Door::open(&node)
         .map_err(|error| Failure::new(Class::Failed, "cannot make the control socket").because(&error))?;
     tasks.spawn(control.serve(node.clone(), stop.clone()));
+    if let Some(max_size) = serve.max_size {
+        tasks.spawn(hold(node.clone(), max_size, stop.clone(), dropped));
+    }
     ready(&Ready { http: format!("http://{address}"), peers: node.addresses(), info })?;
     notify("READY=1");
     tokio::select! {

@@ -8,6 +8,7 @@ use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_node::http::Uploads;
 use nipfs_node::serve::{Ready, Serve, serve};
 use nipfs_node::upstream::{Gateway, Upstream};
+use nipfs_proto::nix::store_path::StorePath;
 use serde::Serialize;
 use std::error::Error;
 use std::fmt;
@@ -42,7 +43,15 @@ pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), St
             _ => Ok(()),
         }
     };
-    Ok(serve(service(settings)?, ready).await?)
+    let directory = settings.cache.value.clone();
+    let dropped = move |paths: &[StorePath]| {
+        for path in paths {
+            if let Err(failure) = cache::retract(&directory, &path.to_absolute_path()) {
+                tracing::warn!("{failure}");
+            }
+        }
+    };
+    Ok(serve(service(settings)?, ready, dropped).await?)
 }
 
 /// What the settings say of the service.
@@ -64,6 +73,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         gateways: settings.gateways.value.iter().map(|url| Gateway::new(url)).collect::<Result<_, _>>()?,
         trusted_keys: parse("public key", &settings.trusted_public_keys.value)?,
         uploads: uploads(settings)?,
+        max_size: settings.max_size.value,
     })
 }
 

@@ -55,6 +55,25 @@ fn paths_in_a_file_are_relative_to_it() {
 }
 
 #[test]
+fn a_size_is_a_number_or_a_text_with_a_unit() {
+    let size = |text: &str| {
+        let (_directory, path) = file(text);
+        Settings::resolve(Values::default(), Some(&path), &env(&[])).map(|settings| settings.max_size.value)
+    };
+    assert_eq!(size("max-size = 1000").unwrap(), Some(1000));
+    assert_eq!(size("max-size = \"2K\"").unwrap(), Some(2048));
+    assert_eq!(size("").unwrap(), None);
+    assert!(size("max-size = \"much\"").is_err() && size("max-size = -1").is_err());
+    let vars = env(&[("NIPFS_MAX_SIZE", "1M"), ("NIPFS_ENABLE_UPLOAD", "true")]);
+    let settings = Settings::resolve(Values::default(), None, &vars).unwrap();
+    assert_eq!((settings.max_size.value, settings.enable_upload.value), (Some(1 << 20), true));
+    for (name, value) in [("NIPFS_MAX_SIZE", "1X"), ("NIPFS_ENABLE_UPLOAD", "yes")] {
+        let failure = Settings::resolve(Values::default(), None, &env(&[(name, value)])).unwrap_err();
+        assert!(failure.message.contains(&format!("{name}={value}")), "{failure}");
+    }
+}
+
+#[test]
 fn mistakes_name_the_file_and_the_key() {
     let (_directory, path) = file("trusted-keys = []");
     let failure = Settings::resolve(Values::default(), Some(&path), &env(&[])).unwrap_err();
@@ -81,6 +100,8 @@ fn what_is_shown_is_a_configuration_file_again() {
         state: Some("/s".into()),
         http: Some("[::1]:80".parse().unwrap()),
         peers: Some(vec!["/dns4/a/tcp/1/p2p/X".to_owned()]),
+        max_size: Some(1 << 30),
+        upload_token_file: Some("/t".into()),
         ..Values::default()
     };
     let settings = Settings::resolve(flags, None, &env(&[])).unwrap();
@@ -90,4 +111,5 @@ fn what_is_shown_is_a_configuration_file_again() {
     assert_eq!(values.peers, Some(settings.peers.value));
     assert_eq!(values.http, Some(settings.http.value));
     assert_eq!(values.listen, Some(settings.listen.value));
+    assert_eq!((values.max_size, values.upload_token_file), (Some(1 << 30), Some("/t".into())));
 }

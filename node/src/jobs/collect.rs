@@ -15,6 +15,7 @@ use nipfs_proto::block::{Block, DAG_PB};
 use nipfs_proto::dag::walk::Visit;
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::store_path::StorePath;
+use tokio_util::sync::CancellationToken;
 
 /// Runs the job.
 ///
@@ -66,6 +67,37 @@ pub async fn collect(
         size = node.store().stats()?.stored_bytes;
     }
     Ok(done(&total, kept_because))
+}
+
+/// Keeps the store at `max_size` bytes, until `stop`: whenever it has grown beyond, it is collected down to nine tenths
+/// of that by the rule of `gc --max-size`, and `dropped` is told which paths went.
+///
+/// What leases protect stays, so that much may be here on top. A store that GC cannot bring down, for that reason or for
+/// another, is left alone until it has grown by another tenth.
+pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: impl Fn(&[StorePath])) {
+    let slack = max_size / 10;
+    let mut limit = max_size;
+    loop {
+        if node.store().stored_bytes() > limit {
+            match sweep(&node, false, Some(max_size - slack)).await {
+                Ok(report) => {
+                    let (paths, pins, freed) =
+                        (report.dropped_paths.len(), report.dropped_pins.len(), report.freed_bytes);
+                    tracing::warn!(paths, pins, freed, max_size, "the store was too large: the oldest went");
+                    for path in &report.dropped_paths {
+                        tracing::info!(%path, "dropped");
+                    }
+                    dropped(&report.dropped_paths);
+                }
+                Err(failure) => tracing::error!(%failure, "the store is too large, and nothing can be dropped"),
+            }
+            limit = max_size.max(node.store().stored_bytes() + slack);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = node.store().changed().notified() => {}
+        }
+    }
 }
 
 async fn sweep(node: &Node, dry_run: bool, max_size: Option<u64>) -> Result<GcReport, Failure> {

@@ -24,6 +24,7 @@ impl Store {
         log.sync()?;
         self.show(&published)?;
         drop(under_way);
+        self.0.changed.notify_one();
         self.hide_unpublished()
     }
 

@@ -111,6 +111,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         lock(&self.store.0.leases).close(self.number);
+        self.store.0.changed.notify_one();
     }
 }
 

@@ -61,6 +61,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use tokio::sync::Notify;
 
 /// How often a read follows a block that GC moves before it gives up.
 const MAX_MOVES: usize = 4;
@@ -115,6 +116,7 @@ struct Inner {
     /// Who hides blocks: one at a time.
     hiding: Mutex<()>,
     damaged: Mutex<HashSet<Digest>>,
+    changed: Notify,
     recovery: Recovery,
     /// Last, so that it is unlocked after the index is closed.
     _lock: File,
@@ -247,6 +249,19 @@ impl Store {
     /// All pinned CIDs.
     pub fn pins(&self) -> impl Iterator<Item = Result<CidPin, StoreError>> + use<> {
         self.0.log.index.pins()
+    }
+
+    /// Tells one listener that a commit or a lease has ended since it listened last: there may be more here, or more that
+    /// GC may take.
+    #[must_use]
+    pub fn changed(&self) -> &Notify {
+        &self.0.changed
+    }
+
+    /// Bytes that the blocks take in the packs.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.0.log.index.state().totals.stored
     }
 
     /// Counts what is here. Reads all path records.

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// The version this code writes.
 const FORMAT: &str = "1";
@@ -64,6 +65,7 @@ impl Store {
             publishing: Mutex::new(None),
             hiding: Mutex::new(()),
             damaged: Mutex::new(HashSet::new()),
+            changed: Notify::new(),
             recovery,
             _lock: lock,
         };
