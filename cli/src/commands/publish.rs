@@ -120,7 +120,7 @@ impl Publisher<'_> {
     async fn store_path(&mut self, info: PathInfo) -> Result<(), Stop> {
         let path = info.path.to_absolute_path();
         let mut new_bytes = 0;
-        let root = match self.known(&info.path, info.nar_hash).await? {
+        let root = match self.known(info.nar_hash).await? {
             Some(root) => root,
             None => {
                 let staged = self.stage(&path, Source::Tree(PathBuf::from(&path)), info.nar_size).await?;
@@ -156,14 +156,10 @@ impl Publisher<'_> {
     }
 
     /// The root of a NAR that the node holds under our profile.
-    async fn known(&mut self, path: &StorePath, nar_hash: NarHash) -> Result<Option<Cid>, Stop> {
-        let request = Request::Known {
-            path: Some(path.to_absolute_path()),
-            nar_hash: Some(nar_hash.to_string()),
-            profile: self.profile.to_string(),
-        };
+    async fn known(&mut self, nar_hash: NarHash) -> Result<Option<Cid>, Stop> {
+        let request = Request::Known { nar_hash: nar_hash.to_string(), profile: self.profile.to_string() };
         match self.client().await?.call(request).await? {
-            Done::Known { root, .. } => Ok(root.map(|root| stage::parse_root(&root)).transpose()?),
+            Done::Known { root } => Ok(root.map(|root| stage::parse_root(&root)).transpose()?),
             other => Err(super::out_of_turn(&other).into()),
         }
     }

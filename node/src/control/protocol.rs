@@ -25,12 +25,10 @@ pub enum Request {
     Hello,
     /// Figures of the node. Ends with [`Done::Status`].
     Status,
-    /// Is this NAR held under this profile, or this path published? Ends with [`Done::Known`].
+    /// Is this NAR held under this profile? Ends with [`Done::Known`].
     Known {
-        /// Look for this store path's record.
-        path: Option<String>,
-        /// Look for a NAR with this hash.
-        nar_hash: Option<String>,
+        /// Its hash.
+        nar_hash: String,
         /// Name of the chunking profile whose root is asked for.
         profile: String,
     },
@@ -238,12 +236,8 @@ pub enum Done {
     Status(Status),
     /// Answer to [`Request::Known`].
     Known {
-        /// The narinfo under which the path is published.
-        narinfo: Option<String>,
         /// The root of the NAR under the profile asked for.
         root: Option<String>,
-        /// Bytes of the NAR, when held.
-        nar_size: Option<u64>,
     },
     /// Answer to [`Request::Stage`].
     Staged {

@@ -272,7 +272,7 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
     match request {
         Request::Hello => Ok(node.hello()),
         Request::Status => Ok(Done::Status(node.status().await?)),
-        Request::Known { path, nar_hash, profile } => known(node, path.as_deref(), nar_hash.as_deref(), &profile).await,
+        Request::Known { nar_hash, profile } => known(node, &nar_hash, &profile).await,
         Request::Fetch(fetch) => jobs::fetch::fetch(node, fetch, events).await,
         Request::Nar { nar_hash } => nar(node, &nar_hash, events).await,
         Request::MirrorPull { url, trusted_keys, peers, store_paths } => {
@@ -292,23 +292,14 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
     }
 }
 
-async fn known(node: &Node, path: Option<&str>, nar_hash: Option<&str>, profile: &str) -> Result<Done, Failure> {
-    let profile = parse_profile(profile)?;
-    let record = match path {
-        Some(path) => node.store().path(&jobs::fetch::parse_hash(path)?)?.filter(|record| record.published),
-        None => None,
-    };
-    let held = match nar_hash {
-        Some(nar_hash) => node.cache().root(&parse_nar_hash(nar_hash)?, Some(profile))?,
-        None => None,
-    };
+async fn known(node: &Node, nar_hash: &str, profile: &str) -> Result<Done, Failure> {
+    let held = node.cache().root(&parse_nar_hash(nar_hash)?, Some(parse_profile(profile)?))?;
     // Blocks may have been left to a mirror: then the NAR must be staged again.
-    let held = match held {
-        Some((root, _)) if !node.is_complete(root).await? => None,
-        held => held,
+    let root = match held {
+        Some((root, _)) if node.is_complete(root).await? => Some(root.to_string()),
+        _ => None,
     };
-    let narinfo = record.map(|record| String::from_utf8_lossy(&record.narinfo).into_owned());
-    Ok(Done::Known { narinfo, root: held.map(|(root, _)| root.to_string()), nar_size: held.map(|(_, size)| size) })
+    Ok(Done::Known { root })
 }
 
 async fn nar(node: &Node, nar_hash: &str, events: &Events) -> Result<Done, Failure> {

@@ -38,7 +38,7 @@ pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> 
 async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: &Path) -> Result<(), Stop> {
     let narinfo = cache::read_narinfo(file)?;
     let mut new_bytes = 0;
-    let root = match publisher.known(narinfo.store_path(), narinfo.nar_hash()).await? {
+    let root = match publisher.known(narinfo.nar_hash()).await? {
         Some(root) => root,
         None => {
             let nar = nar_file(&narinfo, directory)?;
