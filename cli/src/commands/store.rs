@@ -4,7 +4,7 @@ use super::{App, cache, out_of_turn};
 use crate::args;
 use crate::outcome::Stop;
 use crate::size;
-use nipfs_node::control::protocol::{Class, Done, Failure, Request};
+use nipfs_node::control::protocol::{Class, Done, Failure, Item, Request};
 use serde::Serialize;
 use std::fmt;
 
@@ -37,18 +37,24 @@ impl fmt::Display for Freed {
 pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
     let require_mirror = args.require_mirror.clone();
     let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror };
-    match app.ask(request).await? {
-        Done::Gc { freed_bytes, dropped_paths, kept_paths, kept_because } => {
-            // What a mirror holds for us is still published here.
-            if !args.dry_run && args.require_mirror.is_none() {
-                let retract = |path: &String| cache::retract(&app.settings.cache.value, path);
-                dropped_paths.iter().try_for_each(retract)?;
-            }
-            let dry_run = args.dry_run;
-            app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because, dry_run })
+    let (mut dropped_paths, mut kept_because) = (Vec::new(), Vec::new());
+    let done = app.items(request, |item| {
+        match item {
+            Item::Dropped { target } => dropped_paths.push(target),
+            Item::Kept { path, reason } => kept_because.push((path, reason)),
+            other => return Err(out_of_turn(&other).into()),
         }
-        other => Err(out_of_turn(&other).into()),
+        Ok(())
+    });
+    let done = done.await?;
+    let Done::Gc { freed_bytes, kept_paths } = done else {
+        return Err(out_of_turn(&done).into());
+    };
+    // What a mirror holds for us is still published here.
+    if !args.dry_run && args.require_mirror.is_none() {
+        dropped_paths.iter().try_for_each(|path| cache::retract(&app.settings.cache.value, path))?;
     }
+    app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because, dry_run: args.dry_run })
 }
 
 /// What `verify` prints.

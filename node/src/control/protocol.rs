@@ -86,7 +86,7 @@ pub enum Request {
         /// Store path or CID.
         target: String,
     },
-    /// Free what no pin reaches. Ends with [`Done::Gc`].
+    /// Free what no pin reaches. [`Item::Dropped`]s and [`Item::Kept`]s; ends with [`Done::Gc`].
     Gc {
         /// Say what would be done and change nothing.
         dry_run: bool,
@@ -176,6 +176,18 @@ pub enum Item {
         /// Why.
         failure: Failure,
     },
+    /// GC dropped it.
+    Dropped {
+        /// Store path, or the CID of a bare pin.
+        target: String,
+    },
+    /// `--max-size` would have dropped it, but did not.
+    Kept {
+        /// Store path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A pin.
     Pin {
         /// Store path, or the CID of a bare pin.
@@ -254,12 +266,8 @@ pub enum Done {
     Gc {
         /// Bytes given back to the file system.
         freed_bytes: u64,
-        /// Store paths that are no longer pinned here.
-        dropped_paths: Vec<String>,
         /// How many paths stay pinned.
         kept_paths: u64,
-        /// Paths that `--max-size` would have dropped but did not, with the reason.
-        kept_because: Vec<(String, String)>,
     },
     /// Answer to [`Request::Verify`].
     Verify {

@@ -7,7 +7,7 @@
 use super::Events;
 use super::fetch::parse_peer;
 use crate::Node;
-use crate::control::protocol::{Class, Done, Failure};
+use crate::control::protocol::{Class, Done, Failure, Item};
 use crate::network::Session;
 use crate::store::{GcOptions, GcReport, Op, PathRecord};
 use nipfs_proto::Cid;
@@ -29,7 +29,7 @@ pub async fn collect(
     events: &Events,
 ) -> Result<Done, Failure> {
     let Some(address) = require_mirror else {
-        return Ok(done(&sweep(node, dry_run, max_size).await?, Vec::new()));
+        return tell(&sweep(node, dry_run, max_size).await?, Vec::new(), events).await;
     };
     let mirror = Mirror::connect(node, address).await?;
     let mut total = sweep(node, dry_run, None).await?;
@@ -66,7 +66,7 @@ pub async fn collect(
         total.freed_bytes += swept.freed_bytes;
         size = node.store().stats()?.stored_bytes;
     }
-    Ok(done(&total, kept_because))
+    tell(&total, kept_because, events).await
 }
 
 /// Keeps the store at `max_size` bytes, until `stop`: whenever it has grown beyond, it is collected down to nine tenths
@@ -118,10 +118,15 @@ fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
     Ok(pinned)
 }
 
-fn done(total: &GcReport, kept_because: Vec<(String, String)>) -> Done {
-    let mut dropped_paths: Vec<String> = total.dropped_paths.iter().map(StorePath::to_absolute_path).collect();
-    dropped_paths.extend(total.dropped_pins.iter().map(ToString::to_string));
-    Done::Gc { freed_bytes: total.freed_bytes, dropped_paths, kept_paths: total.kept_paths, kept_because }
+async fn tell(total: &GcReport, kept_because: Vec<(String, String)>, events: &Events) -> Result<Done, Failure> {
+    let paths = total.dropped_paths.iter().map(StorePath::to_absolute_path);
+    for target in paths.chain(total.dropped_pins.iter().map(ToString::to_string)) {
+        events.item(Item::Dropped { target }).await?;
+    }
+    for (path, reason) in kept_because {
+        events.item(Item::Kept { path, reason }).await?;
+    }
+    Ok(Done::Gc { freed_bytes: total.freed_bytes, kept_paths: total.kept_paths })
 }
 
 /// A peer that shall hold what we drop.
@@ -193,3 +198,6 @@ impl Mirror {
         delivered.map(|(block, _)| block).map_err(|_| format!("{} did not deliver block {cid}", self.address))
     }
 }
+
+#[cfg(test)]
+mod tests;
