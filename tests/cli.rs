@@ -55,10 +55,12 @@ fn several_targets_are_pinned_and_unpinned_in_one_command() {
     a.key();
     let published = [("one", 72), ("two", 73)].map(|(name, seed)| publish_tree(&a, name, seed, 1000).1);
     let [one, two] = published.each_ref().map(|line| line["path"].as_str().unwrap());
-    a.run(&["pin", "rm", one, two]).ok();
+    let said = a.run(&["pin", "rm", one, two]).ok();
+    assert_eq!(said.stdout, format!("unpinned {one}\nunpinned {two}\n"));
     assert_eq!(a.run(&["pin", "ls"]).ok().stdout, "");
     let [one, two] = published.each_ref().map(|line| line["root"].as_str().unwrap());
-    a.run(&["pin", "add", one, two]).ok();
+    let said = a.run(&["pin", "add", "--json", one, two]).ok().json();
+    assert_eq!(said, [one, two].map(|target| serde_json::json!({ "target": target, "pinned": true })));
     assert_eq!(a.run(&["pin", "ls"]).ok().stdout.lines().count(), 2);
 }
 

@@ -3,7 +3,7 @@
 use super::{App, cache, out_of_turn};
 use crate::args::Pin;
 use crate::outcome::{Stop, Tally};
-use nipfs_node::control::protocol::{Failure, Item, Request};
+use nipfs_node::control::protocol::{Item, Request};
 use serde::Serialize;
 use std::fmt;
 
@@ -23,6 +23,19 @@ impl fmt::Display for Line {
     }
 }
 
+/// A line of `pin add` and `pin rm`.
+#[derive(Debug, Serialize)]
+struct Changed {
+    target: String,
+    pinned: bool,
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.pinned { "pinned" } else { "unpinned" }, self.target)
+    }
+}
+
 /// Runs the verb.
 pub(crate) async fn run(app: &App<'_>, verb: Pin) -> Result<(), Stop> {
     match verb {
@@ -30,11 +43,15 @@ pub(crate) async fn run(app: &App<'_>, verb: Pin) -> Result<(), Stop> {
         Pin::Add { targets, .. } => {
             let peers = app.settings.peers.value.clone();
             let request = |target| Request::PinAdd { target, peers: peers.clone() };
-            each(app, targets, request, |_| Ok(())).await
+            each(app, targets, request, |target| app.printer.item(&Changed { target, pinned: true })).await
         }
         Pin::Rm { targets } => {
             let request = |target| Request::PinRemove { target };
-            each(app, targets, request, |target| cache::retract(&app.settings.cache.value, target)).await
+            let follow = |target: String| {
+                cache::retract(&app.settings.cache.value, &target)?;
+                app.printer.item(&Changed { target, pinned: false })
+            };
+            each(app, targets, request, follow).await
         }
     }
 }
@@ -53,12 +70,12 @@ async fn each(
     app: &App<'_>,
     targets: Vec<String>,
     request: impl Fn(String) -> Request,
-    follow: impl Fn(&str) -> Result<(), Failure>,
+    follow: impl Fn(String) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     let mut tally = Tally::default();
     for target in targets {
         let done = app.items(request(target.clone()), |_| Ok(())).await;
-        match done.and_then(|_| Ok(follow(&target)?)) {
+        match done.and_then(|_| follow(target.clone())) {
             Ok(()) => tally.success(),
             Err(Stop::Failed(failure)) => {
                 app.item_failed(&target, &failure);
