@@ -2,7 +2,7 @@
 
 use crate::files;
 use nipfs_node::control::protocol::{Class, Failure};
-use nipfs_proto::nix::cache_info::CacheInfo;
+use nipfs_proto::nix::cache_info::{CacheInfo, CacheInfoError};
 use nipfs_proto::nix::narinfo::{MAX_NARINFO, NarInfo};
 use nipfs_proto::nix::store_path::StorePathHash;
 use std::error::Error;
@@ -23,6 +23,21 @@ pub(crate) fn write_info(directory: &Path) -> Result<(), Failure> {
     }
     std::fs::create_dir_all(directory).map_err(|error| unwritable(directory, &error))?;
     write(&file, CacheInfo::OURS.to_text().as_bytes())
+}
+
+/// Makes the directory, and its `nix-cache-info` anew: what its owner says there stays, what Nix would not read goes.
+///
+/// # Errors
+/// Class `Usage` when the cache is for another store, and as [`write()`].
+pub(crate) fn renew_info(directory: &Path) -> Result<(), Failure> {
+    write_info(directory)?;
+    let file = directory.join("nix-cache-info");
+    let text = std::fs::read(&file).map_err(|error| unreadable(directory, &error))?;
+    let info = match CacheInfo::parse(&text) {
+        Err(error @ CacheInfoError::OtherStore(_)) => return Err(unreadable(directory, &error)),
+        parsed => parsed.unwrap_or(CacheInfo::OURS),
+    };
+    write(&file, info.to_text().as_bytes())
 }
 
 /// Takes back the narinfo of a store path that is no longer published. Where its NAR lies beside it, in a
@@ -79,12 +94,14 @@ pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Failure {
 pub(crate) fn narinfos(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
     let paths = std::fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>());
-    let mut paths = paths.map_err(|error| {
-        Failure::new(Class::Usage, format!("cannot read the cache directory: {}", directory.display())).because(&error)
-    })?;
+    let mut paths = paths.map_err(|error| unreadable(directory, &error))?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "narinfo"));
     paths.sort_unstable();
     Ok(paths)
+}
+
+fn unreadable(directory: &Path, error: &(dyn Error + 'static)) -> Failure {
+    Failure::new(Class::Usage, format!("cannot read the cache directory: {}", directory.display())).because(error)
 }
 
 /// Reads `HASH.narinfo`, which must be about the path of that hash.
@@ -152,5 +169,28 @@ mod tests {
         std::fs::write(&file, "StoreDir: /nix/store\nPriority: 50\n").unwrap();
         write_info(&cache).unwrap();
         assert!(std::fs::read_to_string(&file).unwrap().contains("50"));
+    }
+
+    #[test]
+    fn what_nix_would_not_read_is_written_anew_and_what_the_owner_chose_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("nix-cache-info");
+        let ours = CacheInfo::OURS.to_text();
+        renew_info(directory.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), ours);
+        for (before, after) in [
+            ("Priority:50\nStoreDir: /nix/store", "StoreDir: /nix/store\nPriority: 50\n"),
+            ("StoreDir: /nix/store\nWantMassQuery: 1\n", "StoreDir: /nix/store\nWantMassQuery: 1\n"),
+            ("StoreDir: /nix/store\nPriority: high\n", &ours),
+            ("half a li", &ours),
+        ] {
+            std::fs::write(&file, before).unwrap();
+            renew_info(directory.path()).unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), after);
+        }
+        std::fs::write(&file, "StoreDir: /gnu/store\n").unwrap();
+        let failure = renew_info(directory.path()).unwrap_err();
+        assert!(failure.to_string().contains("/gnu/store"), "{failure}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "StoreDir: /gnu/store\n");
     }
 }

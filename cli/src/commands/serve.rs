@@ -33,7 +33,7 @@ pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), St
     let ready = |ready: &Ready| {
         let directory = &settings.cache.value;
         let info = || cache::write(&directory.join("nipfs-info"), ready.info.as_bytes());
-        if let Err(failure) = cache::write_info(directory).and_then(|()| info()) {
+        if let Err(failure) = cache::renew_info(directory).and_then(|()| info()) {
             printer.warning(failure);
         }
         let peer = ready.peers.first().cloned().unwrap_or_default();
