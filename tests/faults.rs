@@ -197,6 +197,15 @@ fn a_key_that_others_can_read_is_refused_and_no_key_is_ever_shown() {
     let said = a.run(&["publish", a.dir().join("other").to_str().unwrap()]);
     let said = said.fails(2, &["644", "chmod 600", secret.to_str().unwrap()]);
     assert!(!said.stderr.contains(private));
+    a.run(&["config", "check"]).fails(2, &["chmod 600", secret.to_str().unwrap()]);
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    a.run(&["config", "check"]).ok();
+    let in_the_way = a.dir().join("file");
+    fs::write(&in_the_way, "").unwrap();
+    for state in [in_the_way.clone(), in_the_way.join("below")] {
+        let state = state.to_str().unwrap();
+        a.run(&["config", "check", "--state", state]).fails(2, &[state, "--state DIR"]);
+    }
 }
 
 #[test]

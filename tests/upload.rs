@@ -65,6 +65,7 @@ fn uploads_need_a_token_that_nobody_else_can_read() {
     a.run(&["config", "check", "--config", config]).fails(2, &["0640", "chmod 600"]);
     token(&a, "s3cret", 0o600);
     a.run(&["config", "check", "--config", config]).ok();
+    assert!(!a.state().exists(), "a check makes nothing");
     let shown = a.run(&["config", "show", "--config", config]).ok().stdout;
     assert!(
         shown.contains("enable-upload = true") && shown.contains("/token\"") && !shown.contains("s3cret"),

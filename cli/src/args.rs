@@ -327,7 +327,7 @@ pub(crate) enum Key {
 pub(crate) enum Config {
     /// Print each value with its origin
     Show,
-    /// Check the configuration and the keys it names
+    /// Check the configuration, the state directory and the secrets it names; changes nothing
     Check,
 }
 

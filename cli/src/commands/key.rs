@@ -65,7 +65,11 @@ pub(crate) fn signing_keys(settings: &Settings) -> Result<Vec<SecretKey>, Failur
     if keys.is_empty() { Err(none(settings)) } else { Ok(keys) }
 }
 
-fn files(settings: &Settings) -> Result<Vec<PathBuf>, Failure> {
+/// The secret key files: those configured, else those in the state directory.
+///
+/// # Errors
+/// Class `Usage` when the directory cannot be read.
+pub(crate) fn files(settings: &Settings) -> Result<Vec<PathBuf>, Failure> {
     let configured = &settings.signing_key_files.value;
     if configured.is_empty() {
         return secret_key_files(&directory(settings)).map_err(|error| refused(&error));
