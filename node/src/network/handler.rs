@@ -5,7 +5,8 @@
 //! yet taken by the behaviour is bounded by [`RECEIVE_BUDGET`] bytes a connection: a stream that finds
 //! it spent stops reading, and the muxer's window stops the peer.
 //!
-//! Outbound: one stream, opened with the first message and kept; messages leave in order. A peer may
+//! Outbound: one stream, opened with the first message and kept; messages leave in order. The first goes
+//! together with the name of the protocol, so that whether the peer speaks it is known only later. A peer may
 //! close an idle stream, so a message that fails is tried on a fresh stream once. Every message ends
 //! in [`FromHandler::Sent`], or the last word is [`FromHandler::Failed`] or
 //! [`FromHandler::Unsupported`].
@@ -14,8 +15,8 @@ use super::frame::{self, FrameError, Intake};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SelectAll};
-use futures::{FutureExt as _, StreamExt as _};
-use libp2p::core::upgrade::ReadyUpgrade;
+use futures::{AsyncRead as _, FutureExt as _, StreamExt as _};
+use libp2p::core::upgrade::{NegotiationError, ReadyUpgrade};
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError, SubstreamProtocol};
 use libp2p::{Stream, StreamProtocol};
@@ -23,6 +24,7 @@ use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, MessageError, PROTOCOL
 use nipfs_proto::block::Block;
 use std::collections::VecDeque;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -216,6 +218,17 @@ impl Handler {
                         Outbound::Closed
                     }
                 },
+                Outbound::Idle(mut stream) => match Pin::new(&mut stream).poll_read(cx, &mut []) {
+                    Poll::Ready(Err(error)) if is_refusal(&error) => {
+                        self.end_sending(FromHandler::Unsupported);
+                        return None;
+                    }
+                    Poll::Ready(Err(_)) => Outbound::Closed,
+                    Poll::Ready(Ok(_)) | Poll::Pending => {
+                        self.outbound = Outbound::Idle(stream);
+                        return None;
+                    }
+                },
                 waits => {
                     self.outbound = waits;
                     return None;
@@ -297,6 +310,11 @@ impl ConnectionHandler for Handler {
             None => Poll::Pending,
         }
     }
+}
+
+/// The peer does not speak the protocol that was proposed with the first message.
+fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|cause| cause.is::<NegotiationError>())
 }
 
 /// The messages of an inbound stream, until it ends or breaks the protocol.

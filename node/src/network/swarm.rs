@@ -5,6 +5,7 @@ use super::behaviour::Behaviour;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
 use futures::StreamExt as _;
 use libp2p::core::transport::TransportError;
+use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
@@ -67,6 +68,8 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
         .with_swarm_config(|swarm| {
             swarm
                 .with_idle_connection_timeout(IDLE_GRACE)
+                // The name of the protocol travels with its first message: a round trip less a stream.
+                .with_substream_upgrade_protocol_override(Version::V1Lazy)
                 .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
                 .with_notify_handler_buffer_size(TO_HANDLER)
         })

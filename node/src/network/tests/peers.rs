@@ -1,7 +1,9 @@
 //! Dialling, keeping, and the end.
 
 use super::*;
+use futures::StreamExt as _;
 use futures::future::join_all;
+use libp2p::{SwarmBuilder, noise, ping, tcp, yamux};
 use std::time::Instant;
 
 #[tokio::test]
@@ -25,6 +27,34 @@ async fn a_peer_says_what_it_is() {
         assert!(Instant::now() < deadline);
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_speak_bitswap_has_nothing_and_stays_connected() {
+    let node = node(BlockSource::empty()).await;
+    let mut other = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| ping::Behaviour::default())
+        .unwrap()
+        .build();
+    let peer = *other.local_peer_id();
+    other.dial(node.listeners().remove(0)).unwrap();
+    let other = tokio::spawn(async move { while other.next().await.is_some() {} });
+    let there = async {
+        while node.peers().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, there).await.unwrap();
+    let [wanted] = blocks(1, 100).try_into().unwrap();
+    let begun = Instant::now();
+    let want = node.session(vec![peer]).want(*wanted.cid()).await;
+    assert_eq!(want.unwrap_err(), WantError::Missing(*wanted.cid()));
+    assert!(begun.elapsed() < Duration::from_secs(3), "only its silence told");
+    assert_eq!(node.peers().await.unwrap().len(), 1);
+    other.abort();
 }
 
 #[tokio::test]
