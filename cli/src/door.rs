@@ -4,12 +4,10 @@
 //! answers itself, over a pipe. Either way the verb speaks the same protocol.
 
 use nipfs_node::control::client::Client;
+use nipfs_node::control::frame::pair;
 use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_node::{Node, Settings};
 use std::path::{Path, PathBuf};
-
-/// Room for a few pieces of a NAR between the two halves of the pipe, in bytes.
-const PIPE: usize = 1 << 20;
 
 /// The node that answers this command.
 #[derive(Debug, Clone)]
@@ -46,7 +44,7 @@ impl Door {
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
         match self {
             Self::Here(node) => {
-                let (near, far) = tokio::io::duplex(PIPE);
+                let (near, far) = pair();
                 let node = node.clone();
                 // Ends when the client is dropped, which closes the pipe.
                 tokio::spawn(async move { node.handle(far).await });

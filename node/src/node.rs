@@ -1,6 +1,7 @@
 //! The handle that jobs and servers share.
 
 use crate::cache::Cache;
+use crate::control::frame::End;
 use crate::control::protocol::{Class, Done, Failure, SourceBytes, Status};
 use crate::control::server::converse;
 use crate::dag::read::Counters;
@@ -18,7 +19,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OnceCell;
 
 /// What a node is opened with.
@@ -75,9 +75,9 @@ impl Node {
         })))
     }
 
-    /// Serves one control connection over `stream`, until it ends.
-    pub async fn handle(&self, stream: impl AsyncRead + AsyncWrite + Send) {
-        converse(self.clone(), stream).await;
+    /// Answers a client at the other end, until it goes.
+    pub async fn handle(&self, end: End) {
+        converse(self.clone(), end).await;
     }
 
     /// Stops the network. The store closes with its last handle.

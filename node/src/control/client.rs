@@ -4,15 +4,13 @@
 //! until its [`Exchange`] has ended. What was staged on a connection lives as long as the client.
 
 use crate::control::address::socket_address;
-use crate::control::frame::{Codec, Frame, FrameError};
+use crate::control::frame::{End, Frame, FrameError};
 use crate::control::protocol::{Class, Done, Failure, Item, Report, Request};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use std::io;
 use std::path::{Path, PathBuf};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio_util::codec::{FramedRead, FramedWrite};
 
 /// Why a request brought no answer.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +63,7 @@ pub enum Event {
 }
 
 /// A connection to a node.
-pub struct Client {
-    input: FramedRead<Box<dyn AsyncRead + Send + Unpin>, Codec>,
-    output: FramedWrite<Box<dyn AsyncWrite + Send + Unpin>, Codec>,
-}
+pub struct Client(End);
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,7 +83,7 @@ impl Client {
             Err(error) => Err(error),
         };
         match connected {
-            Ok(stream) => Ok(Some(Self::over(stream))),
+            Ok(stream) => Ok(Some(Self::over(End::over(stream)))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 Ok(None)
             }
@@ -96,10 +91,10 @@ impl Client {
         }
     }
 
-    /// Speaks over a stream whose other end is a node.
-    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
-        let (input, output) = tokio::io::split(stream);
-        Self { input: FramedRead::new(Box::new(input), Codec), output: FramedWrite::new(Box::new(output), Codec) }
+    /// Speaks with a node at the other end.
+    #[must_use]
+    pub fn over(end: End) -> Self {
+        Self(end)
     }
 
     /// Asks. The exchange that comes back must be read to its end before the next request.
@@ -107,7 +102,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Frame`] when the connection fails or the request is longer than a frame.
     pub async fn request(&mut self, request: Request) -> Result<Exchange<'_>, ClientError> {
-        self.output.send(Frame::Request(request)).await?;
+        self.0.output.send(Frame::Request(request)).await?;
         Ok(Exchange { client: self, early: None })
     }
 
@@ -137,7 +132,7 @@ impl Exchange<'_> {
     pub async fn next(&mut self) -> Result<Event, ClientError> {
         match self.early.take() {
             Some(event) => Ok(event),
-            None => event(self.client.input.next().await),
+            None => event(self.client.0.input.next().await),
         }
     }
 
@@ -173,12 +168,12 @@ impl Exchange<'_> {
 
     /// Listens while it sends: a node that failed may no longer read.
     async fn send(&mut self, frame: Frame) -> Result<(), ClientError> {
-        let mut sending = self.client.output.send(frame);
+        let mut sending = self.client.0.output.send(frame);
         loop {
             tokio::select! {
                 biased;
                 sent = &mut sending => return Ok(sent?),
-                frame = self.client.input.next() => match event(frame)? {
+                frame = self.client.0.input.next() => match event(frame)? {
                     Event::Report(_) => {}
                     other if self.early.is_none() => self.early = Some(other),
                     other => return Err(ClientError::OutOfTurn(format!("{other:?}"))),

@@ -2,20 +2,62 @@
 //!
 //! A frame is the length of its body (u32, big endian, at most [`MAX_FRAME`]), a kind (one byte) and
 //! the body. [`Codec`] reads and writes them over any byte stream. The read buffer grows with the
-//! bytes that arrive, never with the length that a peer announces; reading is safe to cancel.
+//! bytes that arrive, never with the length that a peer announces; reading is safe to cancel. Within one
+//! process frames pass as they are ([`pair`]).
 
 use crate::control::protocol::{Done, Failure, Item, MAX_FRAME, Report, Request};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::channel::mpsc;
+use futures::stream::BoxStream;
+use futures::{Sink, SinkExt as _, StreamExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
-use tokio_util::codec::{Decoder, Encoder};
+use std::pin::Pin;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Decoder, Encoder, FramedRead, FramedWrite};
 
 /// Length and kind.
 const HEADER: usize = 5;
 
 /// How many bytes of a NAR a sender puts into one [`Frame::Data`].
 pub const DATA_PIECE: usize = 256 << 10;
+
+/// Frames that wait between the two ends of a [`pair`], each way.
+const WAITING: usize = 4;
+
+/// Frames that come in.
+pub type Input = BoxStream<'static, Result<Frame, FrameError>>;
+/// Frames that go out.
+pub type Output = Pin<Box<dyn Sink<Frame, Error = FrameError> + Send>>;
+
+/// One end of a conversation.
+#[expect(missing_debug_implementations, reason = "boxed streams say nothing")]
+pub struct End {
+    /// From the other end; nothing more comes when that has gone.
+    pub input: Input,
+    /// To the other end; fails when that has gone.
+    pub output: Output,
+}
+
+impl End {
+    /// At a byte stream.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (input, output) = tokio::io::split(stream);
+        Self { input: FramedRead::new(input, Codec).boxed(), output: Box::pin(FramedWrite::new(output, Codec)) }
+    }
+}
+
+/// Two ends in this process.
+#[must_use]
+pub fn pair() -> (End, End) {
+    let ((to_far, from_near), (to_near, from_far)) = (mpsc::channel(WAITING), mpsc::channel(WAITING));
+    let end = |input: mpsc::Receiver<Frame>, output: mpsc::Sender<Frame>| End {
+        input: input.map(Ok).boxed(),
+        output: Box::pin(output.sink_map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe).into())),
+    };
+    (end(from_far, to_far), end(from_near, to_near))
+}
 
 /// One frame. [`crate::control::protocol`] says who sends which, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]

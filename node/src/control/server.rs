@@ -1,7 +1,7 @@
 //! The node's end of a control connection, and the socket it listens on.
 
 use super::address::{SocketAddress, socket_address};
-use super::frame::{Codec, DATA_PIECE, Frame, FrameError};
+use super::frame::{DATA_PIECE, End, Frame, FrameError, Input, Output};
 use super::protocol::{Class, Done, Failure, Request};
 use crate::Node;
 use crate::cache::{Audience, CacheError, Claim, Staged};
@@ -16,10 +16,8 @@ use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::codec::{FramedRead, FramedWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -69,7 +67,7 @@ impl Door {
             tasks.spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = converse(node, stream) => {}
+                    () = converse(node, End::over(stream)) => {}
                 }
                 drop(place);
             });
@@ -107,28 +105,22 @@ impl Door {
 }
 
 /// Answers the requests of one connection, in order, until it ends.
-pub async fn converse(node: Node, stream: impl AsyncRead + AsyncWrite + Send) {
-    let (input, output) = tokio::io::split(stream);
-    let mut connection = Connection {
-        node,
-        input: FramedRead::new(input, Codec),
-        output: FramedWrite::new(output, Codec),
-        staged: HashMap::new(),
-    };
+pub async fn converse(node: Node, end: End) {
+    let mut connection = Connection { node, input: end.input, output: end.output, staged: HashMap::new() };
     if let Err(error) = connection.run().await {
         tracing::debug!("control connection: {error}");
     }
 }
 
-struct Connection<R, W> {
+struct Connection {
     node: Node,
-    input: FramedRead<R, Codec>,
-    output: FramedWrite<W, Codec>,
+    input: Input,
+    output: Output,
     /// By NarHash, until committed.
     staged: HashMap<NarHash, Staged>,
 }
 
-impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W> {
+impl Connection {
     async fn run(&mut self) -> Result<(), FrameError> {
         while let Some(frame) = self.input.next().await {
             let Frame::Request(request) = frame? else {
@@ -252,7 +244,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Connection<R, W>
     }
 }
 
-async fn send_event<W: AsyncWrite + Unpin>(output: &mut FramedWrite<W, Codec>, event: Event) -> Result<(), FrameError> {
+async fn send_event(output: &mut Output, event: Event) -> Result<(), FrameError> {
     match event {
         Event::Report(report) => output.send(Frame::Report(report)).await,
         Event::Item(item) => output.send(Frame::Item(item)).await,

@@ -21,6 +21,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
 
 /// Bytes asked for ahead of the reader when they may have to come over the network.
 const FAR_WINDOW: u64 = 8 << 20;
@@ -28,6 +29,9 @@ const FAR_WINDOW: u64 = 8 << 20;
 const ALL_FAR_WINDOWS: u64 = 32 << 20;
 /// The same when only the store is asked: enough to keep the threads busy, and hundreds of readers fit in memory.
 const NEAR_WINDOW: u64 = 1 << 20;
+
+/// Threads that read and write blocks at once: enough to keep a disk busy. The allocator keeps memory for each.
+static AT_THE_STORE: Semaphore = Semaphore::const_new(4);
 
 /// Where blocks come from, in the order they are asked.
 #[derive(Debug, Clone)]
@@ -302,5 +306,6 @@ async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Ci
 }
 
 async fn blocking<T: Send + 'static>(root: Cid, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+    let _turn = AT_THE_STORE.acquire().await;
     tokio::task::spawn_blocking(work).await.map_err(|_| ReadError::Stopped { root })
 }

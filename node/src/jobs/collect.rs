@@ -5,7 +5,7 @@
 //! out of the mirror from then on.
 
 use super::Events;
-use super::fetch::parse_peer;
+use super::places::parse_peer;
 use crate::Node;
 use crate::control::protocol::{Class, Done, Failure, Item};
 use crate::network::Session;

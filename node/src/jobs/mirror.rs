@@ -5,8 +5,9 @@
 //! the others.
 
 use super::Events;
-use super::fetch::{Checked, MAX_CLOSURE, bound_profile, narinfo, parse_hash, parse_keys, places, with_hints};
+use super::narinfos::{Checked, MAX_CLOSURE, bound_profile, narinfo, parse_hash, parse_keys};
 use super::obtain::{Obtain, Places};
+use super::places::{Whom, places};
 use crate::Node;
 use crate::cache::{Audience, Claim, Staged};
 use crate::control::protocol::{Class, Done, Failure, Item, SourceBytes};
@@ -52,7 +53,6 @@ pub async fn pull(
 ) -> Result<Done, Failure> {
     let keys = Some(parse_keys(trusted_keys)?);
     let upstream = Upstream::new(&url)?;
-    let peers = with_hints(peers, std::slice::from_ref(&upstream)).await;
     let hashes: BTreeSet<StorePathHash> = match store_paths {
         Some(paths) => paths.iter().map(|path| parse_hash(path)).collect::<Result<_, _>>()?,
         None => {
@@ -64,7 +64,8 @@ pub async fn pull(
             listed.try_collect().await?
         }
     };
-    let places = places(node, &peers, &[], events).await?;
+    let whom = Whom { peers, caches: std::slice::from_ref(&upstream), ..Whom::default() };
+    let places = places(node, &whom, events).await?;
     let mirror = Mirror { node, keys, upstreams: vec![upstream], places, events };
     mirror.run(hashes.into_iter().map(Wanted::Listed)).await
 }
@@ -82,7 +83,7 @@ pub async fn receive(
     events: &Events,
 ) -> Result<Done, Failure> {
     let keys = if trusted_keys.is_empty() { None } else { Some(parse_keys(trusted_keys)?) };
-    let places = places(node, peers, &[], events).await?;
+    let places = places(node, &Whom { peers, ..Whom::default() }, events).await?;
     let mirror = Mirror { node, keys, upstreams: Vec::new(), places, events };
     mirror.run(narinfos.into_iter().map(Wanted::Told)).await
 }

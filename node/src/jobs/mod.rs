@@ -7,8 +7,10 @@
 pub mod collect;
 pub mod fetch;
 pub mod mirror;
+pub(crate) mod narinfos;
 pub mod obtain;
 pub mod pins;
+mod places;
 pub mod verify;
 
 use crate::control::protocol::{Class, Failure, Item, Report};

@@ -1,7 +1,8 @@
 //! `pin`: what stays. Publishing and mirroring pin a path; a bare CID can be pinned too.
 
 use super::Events;
-use super::fetch::{parse_hash, places};
+use super::narinfos::parse_hash;
+use super::places::{Whom, places};
 use crate::Node;
 use crate::cache::unix_now;
 use crate::control::protocol::{Class, Done, Failure, Item};
@@ -86,7 +87,7 @@ pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -
             // The blocks of a path that was left to a mirror come from there.
             let peers: Vec<String> = peers.iter().cloned().chain(record.mirror).collect();
             let lease = Arc::new(node.store().lease());
-            let blocks = places(node, &peers, &[], events).await?.blocks;
+            let blocks = places(node, &Whom { peers: &peers, ..Whom::default() }, events).await?.blocks;
             download(&Sources { lease: Some(lease.clone()), ..blocks }, root).await?;
             let cache = node.cache().clone();
             let pinned = tokio::task::spawn_blocking(move || cache.pin(&hash, &lease)).await;
@@ -96,7 +97,7 @@ pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -
         }
         Target::Root(root) => {
             let lease = Arc::new(node.store().lease());
-            let mut places = places(node, peers, &[], events).await?;
+            let mut places = places(node, &Whom { peers, ..Whom::default() }, events).await?;
             places.blocks.lease = Some(lease.clone());
             download(&places.blocks, root).await?;
             let pin = CidPin { cid: root, added_unix: unix_now() };

@@ -4,7 +4,7 @@
 //! its NarHash, not with our own records. With `repair` damaged blocks are dropped and fetched again.
 
 use super::Events;
-use super::fetch::places;
+use super::places::{Whom, places};
 use crate::Node;
 use crate::control::protocol::{Class, Done, Failure, Report};
 use crate::dag::read::{Counters, Sources, block as block_of, read};
@@ -31,7 +31,7 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
     let mut broken_paths = Vec::new();
     let lease = Arc::new(node.store().lease());
     let sources = if repair {
-        Sources { lease: Some(lease.clone()), ..places(node, peers, &[], events).await?.blocks }
+        Sources { lease: Some(lease.clone()), ..places(node, &Whom { peers, ..Whom::default() }, events).await?.blocks }
     } else {
         Sources::local(node.store().clone())
     };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::frame::Codec;
 use futures::{SinkExt, StreamExt};
 use tokio_util::codec::Framed;
 
@@ -6,7 +7,7 @@ type Node = Framed<tokio::io::DuplexStream, Codec>;
 
 fn pipe() -> (Client, Node) {
     let (near, far) = tokio::io::duplex(1 << 10);
-    (Client::over(near), Framed::new(far, Codec))
+    (Client::over(End::over(near)), Framed::new(far, Codec))
 }
 
 fn stage() -> Request {

@@ -2,6 +2,7 @@ use super::*;
 use crate::Settings;
 use crate::cache::unix_now;
 use crate::control::client::{Client, Event};
+use crate::control::frame::pair;
 use crate::control::protocol::{MAX_FRAME, Request};
 use crate::store::NarRecord;
 use nipfs_proto::nix::{NarHash, base32};
@@ -35,7 +36,7 @@ async fn gc_tells_what_it_dropped_however_much_that_is() {
     lease.commit([Op::PutNar(nar)].into_iter().chain((0..PATHS).map(path)).collect()).unwrap();
     drop(lease);
 
-    let (near, far) = tokio::io::duplex(64 << 10);
+    let (near, far) = pair();
     let serving = node.clone();
     tokio::spawn(async move { serving.handle(far).await });
     let mut client = Client::over(near);
