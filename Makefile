@@ -11,7 +11,7 @@ KUBO_VERSION := 0.1.11
 KUBO := $(TOOLS)/kubo-$(KUBO_VERSION)
 export NIPFS_KUBO_PYTHON ?= $(KUBO)/bin/python
 
-.PHONY: help build demo test test-fast test-long bench bench-kubo fmt lint clean install
+.PHONY: help build demo test test-fast test-long bench bench-exchange fmt lint clean install
 
 help:
 	@echo "make demo [INPUT=/some/path]  three machines on loopback: A publishes, B mirrors, C fetches from B"
@@ -19,7 +19,7 @@ help:
 	@echo "make test-fast                the same without foreign software"
 	@echo "make test-long                the same in release, with the measurements and large inputs"
 	@echo "make bench                    figures of import, exchange and store, one after the other"
-	@echo "make bench-kubo               publish and fetch 1 GiB, nipfs and Kubo in alternation"
+	@echo "make bench-exchange [ROWS=…]  nipfs, Kubo, nginx + Nix and curl in alternation, near and far (as root)"
 	@echo "make install                  build a release and put nipfs into /usr/local/bin"
 
 build:
@@ -43,9 +43,10 @@ test-long: tools-build tools-foreign
 bench:
 	$(CARGO) test --locked --release -p nipfs-node --lib -- --ignored --nocapture --test-threads=1 throughput bench
 
-# Needs an idle machine to mean anything.
-bench-kubo: tools-build $(KUBO)/ready build
-	integration/bench/kubo.py --nipfs $(TARGET)/release/nipfs --kubo $(NIPFS_KUBO_PYTHON)
+# Needs an idle machine to mean anything, root for the slow line, and room for some 10 GiB in TMPDIR.
+bench-exchange: tools-build tools-foreign build
+	@integration/install.sh rivals
+	integration/bench/exchange.py --nipfs $(TARGET)/release/nipfs --kubo $(NIPFS_KUBO_PYTHON) $(ROWS)
 
 lint: fmt
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings

@@ -3,13 +3,15 @@
 
 One JSON command a line on stdin, one JSON answer a line on stdout:
 
-    {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      loopback TCP only; no DHT, no mDNS, no bootstrap
+    {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      TCP on "ip" (loopback); no DHT, mDNS, bootstrap
     {"op": "add", "file": PATH}               -> {"cid": CID}
     {"op": "connect", "addr": MULTIADDR}      -> {"connected": bool}
     {"op": "get", "cid": CID, "to": PATH}     -> {"ok": bool}
     {"op": "pin", "cid": CID}                 -> {"ok": bool}
+    {"op": "get_all", "items": [[CID, PATH]…], "at_once": N}  -> {"ok": bool}
 """
 
+import concurrent.futures
 import ctypes
 import glob
 import importlib.util
@@ -52,7 +54,8 @@ def start(command):
     with open(path) as file:
         config = json.load(file)
     config["Bootstrap"] = []
-    config["Addresses"].update(Swarm=[f"/ip4/127.0.0.1/tcp/{command['port']}"], API=[], Gateway=[])
+    address = f"/ip4/{command.get('ip', '127.0.0.1')}/tcp/{command['port']}"
+    config["Addresses"].update(Swarm=[address], API=[], Gateway=[])
     config.setdefault("Discovery", {}).setdefault("MDNS", {})["Enabled"] = False
     config["Swarm"].update(
         DisableNatPortMap=True,
@@ -66,7 +69,7 @@ def start(command):
     if kubo.RunNode(repo) < 0:
         raise RuntimeError("RunNode failed")
     identity = text(kubo.GetNodeID(repo)).removeprefix("ID:")
-    return {"peer": f"/ip4/127.0.0.1/tcp/{command['port']}/p2p/{identity}"}
+    return {"peer": f"{address}/p2p/{identity}"}
 
 
 def add(command):
@@ -82,11 +85,20 @@ def get(command):
     return {"ok": kubo.Download(repo, command["cid"].encode(), command["to"].encode()) == 0}
 
 
+def get_all(command):
+    def one(item):
+        return get({"cid": item[0], "to": item[1]})["ok"]
+
+    # The library's calls leave the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(command["at_once"]) as pool:
+        return {"ok": all(pool.map(one, command["items"]))}
+
+
 def pin(command):
     return {"ok": kubo.PinCID(repo, command["cid"].encode()) == 0}
 
 
-verbs = {"start": start, "add": add, "connect": connect, "get": get, "pin": pin}
+verbs = {"start": start, "add": add, "connect": connect, "get": get, "get_all": get_all, "pin": pin}
 for line in sys.stdin:
     command = json.loads(line)
     try:
