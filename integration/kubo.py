@@ -3,7 +3,8 @@
 
 One JSON command a line on stdin, one JSON answer a line on stdout:
 
-    {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      TCP on "ip" (loopback); no DHT, mDNS, bootstrap
+    {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      TCP on "ip" (loopback); no mDNS, bootstrap, nor
+                                                                          DHT unless "dht": true
     {"op": "add", "file": PATH}               -> {"cid": CID}
     {"op": "connect", "addr": MULTIADDR}      -> {"connected": bool}
     {"op": "get", "cid": CID, "to": PATH}     -> {"ok": bool}
@@ -63,7 +64,7 @@ def start(command):
         RelayService={"Enabled": False},
     )
     config["AutoNAT"] = {"ServiceMode": "disabled"}
-    config["Routing"]["Type"] = "none"
+    config["Routing"]["Type"] = "dht" if command.get("dht") else "none"
     with open(path, "w") as file:
         json.dump(config, file)
     if kubo.RunNode(repo) < 0:

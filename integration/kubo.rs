@@ -1,5 +1,7 @@
 //! Kubo fetches what we publish, and we fetch what Kubo holds, over TCP.
 
+mod dht;
+
 use crate::common::{Machine, STUCK, make_tree, noise};
 use serde_json::{Value, json};
 use std::fs;
@@ -19,6 +21,11 @@ struct Kubo {
 
 impl Kubo {
     fn start(repo: &Path) -> Self {
+        Self::start_with(repo, &json!({}))
+    }
+
+    /// Starts with more than `op`, `repo` and `port` in its command.
+    fn start_with(repo: &Path, more: &Value) -> Self {
         let python = std::env::var("NIPFS_KUBO_PYTHON").expect("NIPFS_KUBO_PYTHON: run this through `make test`");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration/kubo.py");
         let mut command = Command::new(python);
@@ -35,7 +42,9 @@ impl Kubo {
         let mut kubo = Self { child, stdin, answers, peer: String::new() };
         // Free now; Kubo cannot be asked which port it took.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let started = kubo.ask(&json!({"op": "start", "repo": repo, "port": port}));
+        let mut start = json!({"op": "start", "repo": repo, "port": port});
+        start.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let started = kubo.ask(&start);
         kubo.peer = started["peer"].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
         kubo
     }

@@ -16,8 +16,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("http", &["cache", "dag", "store", "network", "upstream", "node", "control"]),
     ("node", &["cache", "dag", "store", "network", "control"]),
     ("control", &["cache", "dag", "store", "jobs", "node"]),
+    ("announce", &["cache", "store", "network", "node", "control"]),
     ("failure", &["control", "cache", "dag", "store", "network", "upstream", "nix"]),
-    ("serve", &["control", "http", "jobs", "node", "network", "upstream", "cache", "dag"]),
+    ("serve", &["announce", "control", "http", "jobs", "node", "network", "upstream", "cache", "dag"]),
 ];
 
 /// Crate, lowest version allowed, why (`deny.toml` says the same to `cargo deny`).

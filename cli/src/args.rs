@@ -139,7 +139,8 @@ pub(crate) struct Serve {
     /// Peer to ask for blocks (repeatable), ending in /p2p/ID
     #[arg(long, value_name = "MULTIADDR")]
     pub(crate) peer: Vec<String>,
-    /// What to do unasked: private (nothing) or lan (find nodes on the local network) [default: private]
+    /// What to do unasked: private (nothing), lan (find nodes on the local network) or public (announce what is
+    /// published in the DHTs of IPFS, and ask them) [default: private]
     #[arg(long, value_name = "PROFILE")]
     pub(crate) profile: Option<Profile>,
     /// Directory of the narinfos [default: STATE/cache]

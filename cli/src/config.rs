@@ -20,6 +20,14 @@ const DEFAULT_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFG
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/4002";
 /// The port of nix-serve; loopback only, because what is served there includes what was fetched.
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
+/// The nodes that Kubo too enters the public DHT by.
+const DEFAULT_BOOTSTRAP: [&str; 5] = [
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmQCU2EcMqAqQPR2i9bChDtGNJchTbq5TbXJJ16u19uLTa",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+];
 /// What `ipfs add` makes, and what the `IPFSHash` of caches published so far is.
 const DEFAULT_CHUNKER: &str = "size-262144";
 
@@ -42,6 +50,8 @@ pub(crate) struct Values {
     pub(crate) peers: Option<Vec<String>>,
     /// What the node does unasked.
     pub(crate) profile: Option<Profile>,
+    /// Where to enter the DHTs, multiaddrs that end in `/p2p/ID`.
+    pub(crate) bootstrap: Option<Vec<String>>,
     /// Base URLs of caches to ask for what is not here.
     pub(crate) upstreams: Option<Vec<String>>,
     /// Base URLs of IPFS gateways.
@@ -103,6 +113,7 @@ pub(crate) struct Settings {
     pub(crate) listen: Setting<Vec<String>>,
     pub(crate) peers: Setting<Vec<String>>,
     pub(crate) profile: Setting<Profile>,
+    pub(crate) bootstrap: Setting<Vec<String>>,
     pub(crate) upstreams: Setting<Vec<String>>,
     pub(crate) gateways: Setting<Vec<String>>,
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
@@ -132,6 +143,9 @@ impl Settings {
             }),
             peers: pick(flags.peers, from_env.peers, file.peers, origins("NIPFS_PEERS"), Vec::new),
             profile: pick(flags.profile, from_env.profile, file.profile, origins("NIPFS_PROFILE"), Profile::default),
+            bootstrap: pick(flags.bootstrap, from_env.bootstrap, file.bootstrap, origins("NIPFS_BOOTSTRAP"), || {
+                DEFAULT_BOOTSTRAP.map(str::to_owned).to_vec()
+            }),
             upstreams: pick(flags.upstreams, from_env.upstreams, file.upstreams, origins("NIPFS_UPSTREAMS"), Vec::new),
             gateways: pick(flags.gateways, from_env.gateways, file.gateways, origins("NIPFS_GATEWAYS"), Vec::new),
             trusted_public_keys: pick(
@@ -197,6 +211,7 @@ impl Settings {
             Row::new("listen", &self.listen),
             Row::new("peers", &self.peers),
             Row::new("profile", &self.profile),
+            Row::new("bootstrap", &self.bootstrap),
             Row::new("upstreams", &self.upstreams),
             Row::new("gateways", &self.gateways),
             Row::new("trusted-public-keys", &self.trusted_public_keys),
@@ -269,6 +284,7 @@ impl Values {
             http: text("NIPFS_HTTP")?.map(http).transpose()?,
             listen: list("NIPFS_LISTEN")?,
             peers: list("NIPFS_PEERS")?,
+            bootstrap: list("NIPFS_BOOTSTRAP")?,
             profile: text("NIPFS_PROFILE")?.map(profile).transpose()?,
             upstreams: list("NIPFS_UPSTREAMS")?,
             gateways: list("NIPFS_GATEWAYS")?,

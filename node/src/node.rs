@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::control::frame::End;
-use crate::control::protocol::{Class, Done, Failure, SourceBytes, Status};
+use crate::control::protocol::{Announced, Class, Done, Failure, SourceBytes, Status};
 use crate::control::server::converse;
 use crate::dag::read::Counters;
 use crate::network::{self, BlockSource, Network, Profile};
@@ -18,8 +18,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-use tokio::sync::OnceCell;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::{Notify, OnceCell};
 
 /// What a node is opened with.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,8 @@ pub struct Settings {
     pub peers: Vec<Multiaddr>,
     /// What the node does unasked.
     pub profile: Profile,
+    /// Where to enter the DHTs, for profiles that use them: multiaddrs that end in `/p2p/ID`.
+    pub bootstrap: Vec<Multiaddr>,
     /// Whether this is a running `serve`.
     pub serving: bool,
 }
@@ -48,6 +50,9 @@ struct Inner {
     network: OnceCell<Network>,
     http: OnceLock<String>,
     counters: Arc<Counters>,
+    /// Woken when something was published.
+    published: Notify,
+    announced: Mutex<Option<Announced>>,
 }
 
 impl Node {
@@ -72,6 +77,8 @@ impl Node {
             network: OnceCell::new(),
             http: OnceLock::new(),
             counters: Arc::new(Counters::default()),
+            published: Notify::new(),
+            announced: Mutex::new(None),
         })))
     }
 
@@ -111,6 +118,22 @@ impl Node {
         !self.0.settings.peers.is_empty() || self.0.settings.profile.finds_peers()
     }
 
+    /// Whether the profile lets the node tell others what it publishes.
+    #[must_use]
+    pub fn announces(&self) -> bool {
+        self.0.settings.profile.uses_dht()
+    }
+
+    /// Waits until something is published. What was published since the last wait counts.
+    pub async fn published(&self) {
+        self.0.published.notified().await;
+    }
+
+    /// Remembers how announcing goes, for `status`.
+    pub fn set_announced(&self, announced: Announced) {
+        *self.0.announced.lock().unwrap_or_else(PoisonError::into_inner) = Some(announced);
+    }
+
     /// Bytes of NARs served and fetched since the start.
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
@@ -131,23 +154,24 @@ impl Node {
     /// # Errors
     /// `Usage` when an address cannot be listened on.
     pub async fn network(&self) -> Result<Network, Failure> {
-        let start = async {
-            let (listen, profile) = (self.0.settings.listen.clone(), self.0.settings.profile);
-            let config = network::Config { listen, profile, ..network::Config::default() };
-            let network = Network::start(config, self.0.keypair.clone(), published(self.store().clone())).await?;
-            for peer in self.0.settings.peers.clone() {
-                // It is redialled for as long as the node lives; being away now is no reason not to start.
-                let network = network.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = network.keep(peer).await {
-                        tracing::warn!("{error}");
-                    }
-                });
-            }
-            Ok::<_, Failure>(network)
-        };
         // A swarm is large, and everybody who may be the first to need it would carry it along.
-        Ok(self.0.network.get_or_try_init(|| Box::pin(start)).await?.clone())
+        Ok(self.0.network.get_or_try_init(|| Box::pin(self.start_network())).await?.clone())
+    }
+
+    async fn start_network(&self) -> Result<Network, Failure> {
+        let Settings { listen, profile, bootstrap, peers, .. } = self.0.settings.clone();
+        let config = network::Config { listen, profile, bootstrap, ..network::Config::default() };
+        let network = Network::start(config, self.0.keypair.clone(), published(self.store().clone())).await?;
+        for peer in peers {
+            // It is redialled for as long as the node lives; being away now is no reason not to start.
+            let network = network.clone();
+            tokio::spawn(async move {
+                if let Err(error) = network.keep(peer).await {
+                    tracing::warn!("{error}");
+                }
+            });
+        }
+        Ok(network)
     }
 
     /// Remembers where HTTP listens, for `status`.
@@ -203,6 +227,7 @@ impl Node {
             logical_bytes: stats.logical_bytes,
             bytes: self.0.counters.snapshot(),
             serving: self.0.settings.serving,
+            announced: self.0.announced.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         })
     }
 
@@ -215,8 +240,9 @@ impl Node {
         Ok(committed.map_err(|error| Failure::from_error(Class::Failed, &error))??)
     }
 
-    /// Tells peers that wait for a DAG's root that it can be had.
+    /// Tells peers that wait for a DAG's root that it can be had, and whoever announces what is published.
     pub async fn stored(&self, root: Option<Cid>) {
+        self.0.published.notify_one();
         if let (Some(network), Some(root)) = (self.0.network.get(), root) {
             // Only fails while the node shuts down; nobody waits then.
             let _ = network.stored(vec![root]).await;

@@ -2,6 +2,7 @@
 //!
 //! Ends within [`DRAIN`] and [`CLOSE`] of the signal: accepted requests are finished, then connections are closed.
 
+use crate::announce::announce;
 use crate::control::protocol::{Class, Failure};
 use crate::http::{self, Site, Uploads};
 use crate::jobs::collect::hold;
@@ -83,6 +84,9 @@ pub async fn serve(
     tasks.spawn(control.serve(node.clone(), stop.clone()));
     if let Some(max_size) = serve.max_size {
         tasks.spawn(hold(node.clone(), max_size, stop.clone(), dropped));
+    }
+    if node.announces() {
+        tasks.spawn(announce(node.clone(), stop.clone()));
     }
     ready(&Ready { http: format!("http://{address}"), peers: node.addresses(), info })?;
     notify("READY=1");

@@ -64,6 +64,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         listen: parse("multiaddr", &settings.listen.value)?,
         peers: parse("multiaddr", &settings.peers.value)?,
         profile: settings.profile.value,
+        bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
         ..nipfs_node::Settings::default()
     };
     Ok(Serve {

@@ -3,7 +3,7 @@
 use super::{App, out_of_turn};
 use crate::outcome::Stop;
 use crate::size;
-use nipfs_node::control::protocol::{Done, Request, SourceBytes, Status};
+use nipfs_node::control::protocol::{Announced, Done, Request, SourceBytes, Status};
 use serde::Serialize;
 use std::fmt;
 
@@ -35,8 +35,19 @@ struct Figures(Status);
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Status { peer_id, addresses, http, peers, roots, blocks, stored_bytes, logical_bytes, bytes, serving } =
-            &self.0;
+        let Status {
+            peer_id,
+            addresses,
+            http,
+            peers,
+            roots,
+            blocks,
+            stored_bytes,
+            logical_bytes,
+            bytes,
+            serving,
+            announced,
+        } = &self.0;
         let SourceBytes { local, bitswap, gateway, http: by_http } = bytes;
         writeln!(f, "peer id    {peer_id}")?;
         for address in addresses {
@@ -45,6 +56,10 @@ impl fmt::Display for Figures {
         writeln!(f, "serving    {}", if *serving { http.as_deref().unwrap_or("peers only") } else { "no" })?;
         writeln!(f, "peers      {}", peers.len())?;
         writeln!(f, "roots      {roots}")?;
+        if let Some(Announced { roots, told, failure }) = announced {
+            let failure = failure.as_ref().map(|failure| format!("; {failure}")).unwrap_or_default();
+            writeln!(f, "announced  {told} of {roots}{failure}")?;
+        }
         let (stored, logical) = (size::show(*stored_bytes), size::show(*logical_bytes));
         writeln!(f, "blocks     {blocks} ({stored} on disk, {logical} plain)")?;
         let [local, bitswap, gateway, by_http] = [local, bitswap, gateway, by_http].map(|bytes| size::show(*bytes));

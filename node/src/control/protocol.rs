@@ -315,6 +315,20 @@ pub struct Status {
     pub bytes: SourceBytes,
     /// Whether a running `serve` answered.
     pub serving: bool,
+    /// How announcing what is published goes; `None` where nothing is announced.
+    pub announced: Option<Announced>,
+}
+
+/// How announcing goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announced {
+    /// Roots that are to be announced.
+    pub roots: u64,
+    /// Those that the DHT was told of.
+    pub told: u64,
+    /// Why the last round did not tell all that was due.
+    pub failure: Option<String>,
 }
 
 /// How a request failed, ready to print.

@@ -94,6 +94,7 @@ pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -
             if !pinned.map_err(|error| Failure::from_error(Class::Failed, &error))?? {
                 return Err(unknown());
             }
+            node.stored(Some(root)).await;
         }
         Target::Root(root) => {
             let lease = Arc::new(node.store().lease());
@@ -102,6 +103,7 @@ pub async fn add(node: &Node, target: &str, peers: &[String], events: &Events) -
             download(&places.blocks, root).await?;
             let pin = CidPin { cid: root, added_unix: unix_now() };
             node.commit(lease, vec![Op::PutPin(pin)]).await?;
+            node.stored(Some(root)).await;
         }
     }
     Ok(Done::Ok)

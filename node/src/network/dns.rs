@@ -1,5 +1,7 @@
 //! Names in addresses: `/dns`, `/dns4` and `/dns6` through the resolver of the system, so that
-//! `/etc/hosts` and the rest of it count. Names are looked up anew for every dial.
+//! `/etc/hosts` and the rest of it count; `/dnsaddr` as its module says. Names are looked up anew for every dial.
+
+mod dnsaddr;
 
 use futures::future::join_all;
 use libp2p::Multiaddr;
@@ -10,14 +12,14 @@ use std::time::Duration;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-/// How long a lookup may take.
+/// How long a lookup may take; two follow each other for a `/dnsaddr` that names names.
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that are dialled.
 const MAX_ADDRESSES: usize = 4;
 
 /// Whether the address starts with a name.
 pub(super) fn is_name(addr: &Multiaddr) -> bool {
-    matches!(addr.iter().next(), Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)))
+    matches!(addr.iter().next(), Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)))
 }
 
 /// The addresses without names. Names that are not found are left out while any other address is left.
@@ -37,6 +39,15 @@ pub(super) async fn resolve(addrs: &[Multiaddr]) -> io::Result<Vec<Multiaddr>> {
 }
 
 async fn resolve_one(addr: &Multiaddr) -> io::Result<Vec<Multiaddr>> {
+    if !matches!(addr.iter().next(), Some(Protocol::Dnsaddr(_))) {
+        return resolve_name(addr).await;
+    }
+    let named = timeout(LOOKUP_TIMEOUT, dnsaddr::expand(addr, &dnsaddr::servers().await)).await??;
+    let found = join_all(named.iter().map(resolve_name)).await;
+    Ok(found.into_iter().flatten().flatten().collect())
+}
+
+async fn resolve_name(addr: &Multiaddr) -> io::Result<Vec<Multiaddr>> {
     let (name, fits): (_, fn(&IpAddr) -> bool) = match addr.iter().next() {
         Some(Protocol::Dns(name)) => (name, |_| true),
         Some(Protocol::Dns4(name)) => (name, IpAddr::is_ipv4),

@@ -12,10 +12,11 @@
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
 //! connection's streams), `known` and `dns` (addresses and redialling), `profile` (what is done unasked), `nearby` (who was
-//! found on the local network), `trim` (which idle peers to leave), `wants` (who waits for
+//! found on the local network), `dht` (who provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for
 //! which block), `loads` (reads from the store).
 
 mod behaviour;
+mod dht;
 mod dns;
 mod frame;
 mod handler;
@@ -64,6 +65,8 @@ pub struct Config {
     pub listen: Vec<Multiaddr>,
     /// What the node does unasked.
     pub profile: Profile,
+    /// Where to enter the DHTs: multiaddrs that end in `/p2p/ID`. Unused by profiles without them.
+    pub bootstrap: Vec<Multiaddr>,
     /// Established connections, both directions together; peers that are kept come on top. Others may
     /// use three quarters of them to dial us.
     pub max_connections: u32,
@@ -78,11 +81,33 @@ impl Default for Config {
         Self {
             listen: Vec::new(),
             profile: Profile::Private,
+            bootstrap: Vec::new(),
             max_connections: 256,
             max_memory: 1 << 30,
             grace: trim::GRACE,
         }
     }
+}
+
+impl Config {
+    fn dht_entry(&self) -> Vec<Multiaddr> {
+        if self.profile.uses_dht() { self.bootstrap.clone() } else { Vec::new() }
+    }
+}
+
+/// Why nobody was told that we provide a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProvideError {
+    /// The profile knows no DHT, or there is no address of ours to give to others.
+    #[error("this node has no address that others could be told")]
+    Unreachable,
+    /// The DHTs know no node, or none answered.
+    #[error("no node of the DHT answered")]
+    Nobody,
+    /// The network has been shut down.
+    #[error("the network has been shut down")]
+    Stopped,
 }
 
 /// What went wrong on the way to the network or to a peer.
@@ -185,8 +210,7 @@ impl Network {
         let dropped = Arc::new(Dropped::default());
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let task =
-            task::Task::new(swarm, receiver, Arc::clone(&dropped), listening, cancel.clone(), source, config.grace);
+        let task = task::Task::new(swarm, receiver, Arc::clone(&dropped), listening, cancel.clone(), source, &config);
         tasks.spawn(task.run());
         tasks.close();
         let next_id = AtomicU64::new(0);
@@ -246,6 +270,16 @@ impl Network {
     /// [`NetworkError::Stopped`].
     pub async fn stored(&self, cids: Vec<Cid>) -> Result<(), NetworkError> {
         self.shared.commands.send(Command::Stored(cids)).await.map_err(|_| NetworkError::Stopped)
+    }
+
+    /// Tells the DHTs that we provide a root. They forget it after a day or two; telling them again is the caller's
+    /// business, as is to tell nobody of what is not published. Takes two minutes at most.
+    ///
+    /// # Errors
+    /// [`ProvideError`]: nobody was told.
+    pub async fn provide(&self, root: Cid) -> Result<(), ProvideError> {
+        let provided = self.ask(|reply| Command::Provide { root, reply }).await;
+        provided.unwrap_or(Err(ProvideError::Stopped))
     }
 
     /// The peers that are connected.

@@ -1,10 +1,14 @@
 //! What a node does unasked, by profile. This table is the whole meaning of the word:
 //!
-//! | | `private` | `lan` |
-//! |---|---|---|
-//! | answers peers that dial it, for what is published | yes | yes |
-//! | dials the peers that it was told of (`--peer`, a cache's `/nipfs-info`) | yes | yes |
-//! | asks the local network for other nodes, and says there that it is one (mDNS) | no | yes |
+//! | | `private` | `lan` | `public` |
+//! |---|---|---|---|
+//! | answers peers that dial it, for what is published | yes | yes | yes |
+//! | dials the peers that it was told of (`--peer`, a cache's `/nipfs-info`) | yes | yes | yes |
+//! | asks the local network for other nodes, and says there that it is one (mDNS) | no | yes | no |
+//! | asks the DHTs of IPFS who has what it looks for | no | no | yes |
+//! | tells them which roots it publishes | no | no | yes |
+//!
+//! `public` leaves mDNS alone: it is for machines in data centres too, where shouting into the local network is bad manners.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -19,15 +23,23 @@ pub enum Profile {
     Private,
     /// Finds nodes on the local network, and is found there.
     Lan,
+    /// Finds nodes through the DHTs of IPFS, and tells them what it publishes.
+    Public,
 }
 
 impl Profile {
-    const ALL: [Self; 2] = [Self::Private, Self::Lan];
+    const ALL: [Self; 3] = [Self::Private, Self::Lan, Self::Public];
 
     /// Whether the node shows itself on the local network and looks for others there.
     #[must_use]
     pub fn uses_mdns(self) -> bool {
         self == Self::Lan
+    }
+
+    /// Whether the node asks the DHTs and announces there.
+    #[must_use]
+    pub fn uses_dht(self) -> bool {
+        self == Self::Public
     }
 
     /// Whether the node may know of peers that nobody named.
@@ -42,13 +54,14 @@ impl fmt::Display for Profile {
         f.write_str(match self {
             Self::Private => "private",
             Self::Lan => "lan",
+            Self::Public => "public",
         })
     }
 }
 
 /// No profile has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no profile is called {0:?}, only private and lan are known")]
+#[error("no profile is called {0:?}, only private, lan and public are known")]
 pub struct ProfileError(String);
 
 impl FromStr for Profile {
@@ -76,6 +89,6 @@ mod tests {
 
     #[test]
     fn a_private_node_does_nothing_unasked() {
-        assert!(!Profile::Private.uses_mdns() && !Profile::Private.finds_peers());
+        assert!(!Profile::Private.uses_mdns() && !Profile::Private.uses_dht() && !Profile::Private.finds_peers());
     }
 }

@@ -96,7 +96,7 @@ impl Session {
                 return false;
             }
             let (reply, answer) = oneshot::channel();
-            let asked = open.shared.commands.send(Command::Search { session: open.id, reply }).await;
+            let asked = open.shared.commands.send(Command::Search { session: open.id, root, reply }).await;
             let found = asked.is_ok() && answer.await.unwrap_or(false);
             if found {
                 open.fruitless.store(0, Ordering::Relaxed);

@@ -2,6 +2,8 @@
 //! does not set by itself.
 
 use super::behaviour::Behaviour;
+use super::dht::Dht;
+use super::scope::Scope;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
 use futures::StreamExt as _;
 use libp2p::core::transport::TransportError;
@@ -49,6 +51,8 @@ pub(super) struct Protocols {
     ping: ping::Behaviour,
     pub(super) bitswap: Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) lan_dht: Toggle<Dht>,
+    pub(super) world_dht: Toggle<Dht>,
 }
 
 /// Builds the swarm. It listens nowhere yet. Needs a tokio runtime.
@@ -90,10 +94,9 @@ fn protocols(config: &Config, keypair: &Keypair) -> io::Result<Protocols> {
     let identify = identify::Config::new(PROTOCOL_VERSION.to_owned(), keypair.public())
         .with_agent_version(concat!("nipfs/", env!("CARGO_PKG_VERSION")).to_owned())
         .with_cache_size(0);
-    let mdns = config
-        .profile
-        .uses_mdns()
-        .then(|| mdns::Behaviour::new(mdns::Config::default(), keypair.public().to_peer_id()));
+    let own = keypair.public().to_peer_id();
+    let dht = |scope| Toggle::from(config.profile.uses_dht().then(|| Dht::new(scope, own)));
+    let mdns = config.profile.uses_mdns().then(|| mdns::Behaviour::new(mdns::Config::default(), own));
     Ok(Protocols {
         limits: connection_limits::Behaviour::new(limits),
         memory: memory_connection_limits::Behaviour::with_max_bytes(config.max_memory),
@@ -101,6 +104,8 @@ fn protocols(config: &Config, keypair: &Keypair) -> io::Result<Protocols> {
         ping: ping::Behaviour::new(ping::Config::new()),
         bitswap: Behaviour::new(),
         mdns: mdns.transpose()?.into(),
+        lan_dht: dht(Scope::Lan),
+        world_dht: dht(Scope::World),
     })
 }
 

@@ -1,18 +1,22 @@
 //! The one task that owns the swarm.
 //!
 //! It waits in one place, its `select!`, for whatever comes first: a swarm event, a command, a dropped
-//! want, a finished load or lookup, the time of a redial or of a search's end, the end. Answers go out by oneshot, which never waits.
+//! want, a finished load or lookup, the time of a redial or of a search's end, the end. Its parts are
+//! in the modules below: `search` finds peers, `dht` speaks with the tables. Answers go out by oneshot, which never waits.
 
+mod dht;
 mod search;
 
 use super::behaviour::Event;
 use super::known::Known;
 use super::loads::{BlockSource, Loads};
 use super::nearby::Nearby;
+use super::scope::Scope;
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
-use super::{COMMANDS, NetworkError, PeerSummary, dns, trim};
+use super::{COMMANDS, Config, NetworkError, PeerSummary, ProvideError, dns, trim};
+use dht::{Entry, Provide};
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
@@ -47,7 +51,8 @@ pub(super) type Reply<T> = oneshot::Sender<T>;
 pub(super) enum Command {
     Connect { peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>> },
     Want { session: u64, peers: Arc<[PeerId]>, want: u64, cid: Cid, reply: Reply<Outcome> },
-    Search { session: u64, reply: Reply<bool> },
+    Search { session: u64, root: Cid, reply: Reply<bool> },
+    Provide { root: Cid, reply: Reply<Result<(), ProvideError>> },
     Stored(Vec<Cid>),
     Peers(Reply<Vec<PeerSummary>>),
 }
@@ -73,6 +78,8 @@ pub(super) struct Task {
     known: Known,
     nearby: Nearby,
     searches: Searches,
+    entry: Entry,
+    provides: Vec<Provide>,
     lookups: JoinSet<(io::Result<Vec<Multiaddr>>, Dial)>,
     dials: HashMap<ConnectionId, Dial>,
     agents: HashMap<PeerId, String>,
@@ -87,7 +94,7 @@ impl Task {
         listening: watch::Sender<Vec<Multiaddr>>,
         cancel: CancellationToken,
         source: BlockSource,
-        grace: Duration,
+        config: &Config,
     ) -> Self {
         let task = Self {
             swarm,
@@ -100,10 +107,12 @@ impl Task {
             known: Known::default(),
             nearby: Nearby::default(),
             searches: Searches::default(),
+            entry: Entry::new(config.dht_entry(), Instant::now()),
+            provides: Vec::new(),
             lookups: JoinSet::new(),
             dials: HashMap::new(),
             agents: HashMap::new(),
-            grace,
+            grace: config.grace,
         };
         task.publish_listeners();
         task
@@ -113,7 +122,10 @@ impl Task {
     pub(super) async fn run(mut self) {
         let mut batch = Vec::with_capacity(COMMANDS);
         loop {
-            let wake = self.known.next_due().into_iter().chain(self.searches.next_deadline()).min();
+            let wake = [self.known.next_due(), self.searches.next_deadline(), self.entry.next_due()]
+                .into_iter()
+                .flatten()
+                .min();
             tokio::select! {
                 () = self.cancel.cancelled() => break,
                 received = self.commands.recv_many(&mut batch, COMMANDS) => match received {
@@ -123,6 +135,7 @@ impl Task {
                 },
                 notes = self.dropped.take() => notes.into_iter().for_each(|note| self.on_dropped(note)),
                 Some(Ok((found, dial))) = self.lookups.join_next() => self.on_looked_up(found, dial),
+                (peer, found) = self.entry.looked_up() => self.on_entry(peer, found),
                 (id, loaded) = self.loads.next() => self.swarm.behaviour_mut().bitswap.loaded(id, loaded),
                 event = self.swarm.select_next_some() => self.on_swarm(event),
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => self.on_wake(),
@@ -139,7 +152,8 @@ impl Task {
                     self.want(SessionId(session), &peers, want, cid, reply);
                 }
             }
-            Command::Search { session, reply } => self.search(SessionId(session), reply),
+            Command::Search { session, root, reply } => self.search(SessionId(session), &root, reply),
+            Command::Provide { root, reply } => self.provide(root, reply),
             Command::Stored(cids) => self.swarm.behaviour_mut().bitswap.stored(&cids),
             // The one who asked may have gone: then nobody needs it.
             Command::Peers(reply) => drop(reply.send(self.peers())),
@@ -200,7 +214,8 @@ impl Task {
     }
 
     fn on_wake(&mut self) {
-        self.searches.sweep(Instant::now());
+        self.sweep_searches();
+        self.enter(Instant::now());
         self.redial();
     }
 
@@ -279,9 +294,16 @@ impl Task {
         match event {
             SwarmEvent::Behaviour(ProtocolsEvent::Bitswap(event)) => self.on_bitswap(event),
             SwarmEvent::Behaviour(ProtocolsEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::Behaviour(ProtocolsEvent::LanDht(event)) => self.on_dht(Scope::Lan, event),
+            SwarmEvent::Behaviour(ProtocolsEvent::WorldDht(event)) => self.on_dht(Scope::World, event),
             SwarmEvent::Behaviour(ProtocolsEvent::Identify(identify::Event::Received { peer_id, info, .. }))
                 if self.swarm.is_connected(&peer_id) =>
             {
+                for dht in Scope::ALL {
+                    if let Some(dht) = self.dht(dht) {
+                        dht.identified(peer_id, &info.protocols, &info.listen_addrs);
+                    }
+                }
                 let printable = info.agent_version.chars().filter(|c| !c.is_control());
                 self.agents.insert(peer_id, printable.take(MAX_AGENT).collect());
             }
@@ -304,7 +326,7 @@ impl Task {
                 self.known.away(&peer_id, Instant::now());
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
-                self.searches.dial_failed(connection_id);
+                self.dial_of_search_failed(connection_id);
                 if let Some(dial) = self.dials.remove(&connection_id) {
                     self.dial_failed(dial, error);
                 }
@@ -374,6 +396,7 @@ impl Task {
         self.dropped.close();
         drop(std::mem::take(&mut self.wants));
         self.lookups.shutdown().await;
+        self.entry.shutdown().await;
         self.dials.clear();
         self.swarm.behaviour_mut().bitswap.stop();
         while let Ok(event) = timeout_at(deadline, self.swarm.select_next_some()).await {

@@ -2,6 +2,7 @@
 
 mod attack;
 mod exchange;
+mod finding;
 mod peers;
 mod raw;
 

@@ -4,9 +4,12 @@
 //! after the first, whose coming is the answer. What a search finds is a hint: a peer that has nothing costs a dial.
 
 use super::{Reply, Task};
+use crate::network::scope::Scope;
+use libp2p::kad::QueryId;
 use libp2p::swarm::ConnectionId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
+use nipfs_proto::Cid;
 use nipfs_proto::bitswap::client::SessionId;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -33,6 +36,8 @@ struct Search {
     reply: Option<Reply<bool>>,
     found: HashSet<PeerId>,
     dials: HashMap<PeerId, ConnectionId>,
+    /// What the DHTs are being asked.
+    queries: HashSet<(Scope, QueryId)>,
     deadline: Instant,
 }
 
@@ -51,34 +56,34 @@ impl Searches {
         self.open.first().map(|search| search.deadline)
     }
 
-    /// Ends the searches that wait for nobody, or have waited long enough.
-    pub(super) fn sweep(&mut self, now: Instant) {
+    /// Ends the searches that wait for nobody, or have waited long enough. The queries that are needless then.
+    fn sweep(&mut self, now: Instant) -> Vec<(Scope, QueryId)> {
+        let mut needless = Vec::new();
         self.open.retain_mut(|search| {
-            let waits = !search.dials.is_empty() && now < search.deadline;
+            if search.found.len() >= MAX_FOUND {
+                needless.extend(search.queries.drain());
+            }
+            let waits = !(search.dials.is_empty() && search.queries.is_empty()) && now < search.deadline;
             if !waits {
                 search.answer(false);
+                needless.extend(search.queries.drain());
             }
             waits
         });
-    }
-
-    /// A dial failed.
-    pub(super) fn dial_failed(&mut self, connection: ConnectionId) {
-        for search in &mut self.open {
-            search.dials.retain(|_, dial| *dial != connection);
-        }
-        self.sweep(Instant::now());
+        needless
     }
 }
 
 impl Task {
     /// Begins a search for a session; the answer says whether somebody new can be asked.
-    pub(super) fn search(&mut self, session: SessionId, reply: Reply<bool>) {
+    pub(super) fn search(&mut self, session: SessionId, root: &Cid, reply: Reply<bool>) {
         if self.searches.open.len() >= MAX_SEARCHES {
             // Who asked may have gone.
             _ = reply.send(false);
             return;
         }
+        let asked = self.peopled().into_iter();
+        let queries = asked.filter_map(|scope| Some((scope, self.dht(scope)?.find(root)))).collect();
         let id = self.searches.next_id;
         self.searches.next_id += 1;
         self.searches.open.push(Search {
@@ -87,13 +92,14 @@ impl Task {
             reply: Some(reply),
             found: HashSet::new(),
             dials: HashMap::new(),
+            queries,
             deadline: Instant::now() + PATIENCE,
         });
         let nearby: Vec<_> = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
         for (peer, addrs) in nearby {
             self.found(id, peer, addrs);
         }
-        self.searches.sweep(Instant::now());
+        self.sweep_searches();
     }
 
     /// A search has come upon a peer, which joins its session when it is connected.
@@ -133,7 +139,41 @@ impl Task {
                 self.joined(session, peer);
             }
         }
-        self.searches.sweep(Instant::now());
+        self.sweep_searches();
+    }
+
+    /// A dial has failed.
+    pub(super) fn dial_of_search_failed(&mut self, connection: ConnectionId) {
+        for search in &mut self.searches.open {
+            search.dials.retain(|_, dial| *dial != connection);
+        }
+        self.sweep_searches();
+    }
+
+    /// A DHT names providers. They are dialled while the query goes on: it is the query that knows their addresses.
+    pub(super) fn on_providers(&mut self, query: (Scope, QueryId), providers: HashSet<PeerId>) {
+        let Some(search) = self.searches.open.iter().find(|search| search.queries.contains(&query)) else { return };
+        let id = search.id;
+        for peer in providers {
+            self.found(id, peer, Vec::new());
+        }
+        self.sweep_searches();
+    }
+
+    /// A DHT has nothing more to say.
+    pub(super) fn query_over(&mut self, query: (Scope, QueryId)) {
+        for search in &mut self.searches.open {
+            search.queries.remove(&query);
+        }
+        self.sweep_searches();
+    }
+
+    pub(super) fn sweep_searches(&mut self) {
+        for (scope, query) in self.searches.sweep(Instant::now()) {
+            if let Some(dht) = self.dht(scope) {
+                dht.stop(query);
+            }
+        }
     }
 
     fn joined(&mut self, session: SessionId, peer: PeerId) {

@@ -1,0 +1,85 @@
+//! Nodes that find each other through the table of the local network, over loopback.
+
+use super::*;
+use std::time::Instant;
+
+async fn public(source: BlockSource, entry: &[&Network]) -> Network {
+    let bootstrap = entry.iter().map(|node| node.listeners().remove(0)).collect();
+    let config = Config { profile: Profile::Public, bootstrap, ..config() };
+    Network::start(config, Keypair::generate_ed25519(), source).await.unwrap()
+}
+
+/// Provides `root`, as soon as some node of the table takes the record.
+async fn provide(node: &Network, root: Cid) {
+    let told = async {
+        while node.provide(root).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, told).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_node_finds_what_the_first_provides_through_the_second() {
+    let [root] = blocks(1, 5000).try_into().unwrap();
+    let cid = *root.cid();
+    let middle = public(BlockSource::empty(), &[]).await;
+    let provider = public(Shelf::of(std::slice::from_ref(&root)).source(), &[&middle]).await;
+    let seeker = public(BlockSource::empty(), &[&middle]).await;
+    provide(&provider, cid).await;
+    // Once over whoever is connected, once over a peer that is not there.
+    for known in [Vec::new(), vec![PeerId::random()]] {
+        let begun = Instant::now();
+        let (block, from) = loop {
+            let session = seeker.session(known.clone());
+            match timeout(LONG, session.want(cid)).await.unwrap() {
+                Err(WantError::Missing(_)) if timeout(LONG, session.search(cid)).await.unwrap() => {
+                    break timeout(LONG, session.want(cid)).await.unwrap().unwrap();
+                }
+                Err(_) => assert!(begun.elapsed() < LONG, "not found"),
+                Ok(found) => break found,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!((block, from), (root.clone(), provider.peer_id()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provide_that_reaches_nobody_is_an_error() {
+    let [root] = blocks(1, 100).try_into().unwrap();
+    let alone = public(BlockSource::empty(), &[]).await;
+    assert_eq!(alone.provide(*root.cid()).await, Err(ProvideError::Nobody));
+    let private = node(BlockSource::empty()).await;
+    assert_eq!(private.provide(*root.cid()).await, Err(ProvideError::Unreachable));
+    let deaf = Config { profile: Profile::Public, ..Config::default() };
+    let deaf = Network::start(deaf, Keypair::generate_ed25519(), BlockSource::empty()).await.unwrap();
+    assert_eq!(deaf.provide(*root.cid()).await, Err(ProvideError::Unreachable));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_that_are_gone_end_a_search_with_nobody_and_it_is_not_begun_again() {
+    let [root] = blocks(1, 100).try_into().unwrap();
+    let cid = *root.cid();
+    let middle = public(BlockSource::empty(), &[]).await;
+    let provider = public(Shelf::of(&[root]).source(), &[&middle]).await;
+    let seeker = public(BlockSource::empty(), &[&middle]).await;
+    provide(&provider, cid).await;
+    provider.shutdown().await;
+    let session = seeker.session(vec![PeerId::random()]);
+    session.want(cid).await.unwrap_err();
+    let begun = Instant::now();
+    assert!(!timeout(LONG, session.search(cid)).await.unwrap());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    assert!(!session.search(cid).await);
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_private_node_searches_nowhere() {
+    let [root] = blocks(1, 100).try_into().unwrap();
+    let server = node(BlockSource::empty()).await;
+    let client = client_of(&[&server]).await;
+    assert!(!client.session(Vec::new()).search(*root.cid()).await);
+}
