@@ -11,7 +11,7 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `known` and `dns` (addresses and redialling), `profile` (what is done unasked), `nearby` (who was
+//! connection's streams), `muxer` (yamux), `known` and `dns` (addresses and redialling), `profile` (what is done unasked), `nearby` (who was
 //! found on the local network), `dht` (who provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for
 //! which block), `loads` (reads from the store).
 
@@ -23,6 +23,7 @@ mod handler;
 mod identity;
 mod known;
 mod loads;
+mod muxer;
 mod nearby;
 mod profile;
 mod scope;

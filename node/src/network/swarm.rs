@@ -3,6 +3,7 @@
 
 use super::behaviour::Behaviour;
 use super::dht::Dht;
+use super::muxer::Yamux;
 use super::scope::Scope;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
 use futures::StreamExt as _;
@@ -14,7 +15,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, mdns, memory_connection_limits, noise, ping,
-    tcp, yamux,
+    tcp,
 };
 use std::collections::HashMap;
 use std::io;
@@ -57,14 +58,9 @@ pub(super) struct Protocols {
 
 /// Builds the swarm. It listens nowhere yet. Needs a tokio runtime.
 pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocols>, NetworkError> {
-    let multiplexer = || {
-        let mut yamux = yamux::Config::default();
-        yamux.set_max_num_streams(MAX_STREAMS);
-        yamux
-    };
     let transport = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, multiplexer)
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, || Yamux::new(MAX_STREAMS))
         .map_err(NetworkError::Authentication)?;
     let protocols = protocols(config, keypair).map_err(NetworkError::Interfaces)?;
     let Ok(builder) = transport.with_behaviour(|_| protocols);
