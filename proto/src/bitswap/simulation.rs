@@ -39,13 +39,14 @@ struct Link {
     latency: Duration,
     /// Bytes a second.
     rate: u64,
-    /// When the last byte of what was sent so far has left.
+    /// When the last byte of what was sent so far has left: of messages with blocks, and of others.
     free: Duration,
+    free_of_small: Duration,
 }
 
 impl Link {
     fn new(latency_ms: u64, rate: u64) -> Self {
-        Self { latency: Duration::from_millis(latency_ms), rate, free: Duration::ZERO }
+        Self { latency: Duration::from_millis(latency_ms), rate, free: Duration::ZERO, free_of_small: Duration::ZERO }
     }
 
     fn transfer(&self, bytes: usize) -> Duration {
@@ -371,7 +372,7 @@ impl World {
         }
     }
 
-    /// Puts a message on the link. Wants go before blocks; blocks queue.
+    /// Puts a message on the link. Those without blocks overtake those with; else they keep their order.
     fn send(&mut self, from: usize, to: usize, message: &Message) {
         let Some(link) = self.links.get_mut(&(from, to)) else { return };
         if matches!(self.machines[from].conduct, Conduct::Silent(since) if since <= self.clock) {
@@ -379,11 +380,11 @@ impl World {
         }
         let frame = message.encode();
         let length = frame.len();
-        let start = if message.payloads.is_empty() { self.clock } else { link.free.max(self.clock) };
-        let end = start + link.transfer(length);
-        if !message.payloads.is_empty() {
-            link.free = end;
-        }
+        let transfer = link.transfer(length);
+        let free = if message.payloads.is_empty() { &mut link.free_of_small } else { &mut link.free };
+        let end = (*free).max(self.clock) + transfer;
+        let start = end - transfer;
+        *free = end;
         let link = *link;
         self.machines[from].bytes_out += length;
         self.machines[from].messages_out += 1;

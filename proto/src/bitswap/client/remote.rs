@@ -69,8 +69,9 @@ pub(super) struct Remote {
     /// Changes to the wantlist it holds, not sent yet. One a block: boxo lets a cancel win over a want
     /// of the same block in the same message.
     outbox: HashMap<Digest, Want>,
-    /// It may hold wants that we forgot: the next message replaces them.
-    resync: bool,
+    /// What it may still hold wants of, or believe that it has answered: to be taken back before it is asked
+    /// for anything else.
+    forgotten: Option<Vec<Digest>>,
     /// The ask that was answered last.
     answered: Option<Ask>,
 }
@@ -231,6 +232,9 @@ impl Remote {
     pub(super) fn stream_broke(&mut self, now: Instant) {
         self.standing.stream_broke(now);
         let asks: Vec<(Digest, Ask)> = self.asks.iter().map(|(digest, ask)| (*digest, *ask)).collect();
+        let forgotten = self.forgotten.get_or_insert_default();
+        forgotten.extend(asks.iter().map(|(digest, _)| *digest));
+        forgotten.truncate(MAX_LIVE);
         for (digest, ask) in asks {
             if ask.is_due() {
                 self.standing.excuse_block();
@@ -240,7 +244,6 @@ impl Remote {
         self.outbox.clear();
         self.offers.clear();
         self.cancelled = 0;
-        self.resync = true;
     }
 
     /// What it has to be told, oldest request first.
@@ -248,11 +251,22 @@ impl Remote {
         if self.outbox.is_empty() {
             return None;
         }
+        if let Some(forgotten) = self.forgotten.take() {
+            // An empty wantlist says it all to boxo. Helia keeps what it has sent lately all the same, and
+            // does not send it again to who asks again: only a cancel makes it forget. In a message of its
+            // own, as boxo lets a cancel win over a want in the same message.
+            let cancel = |digest: Digest| {
+                let (cid, kind) = (digest.raw_cid(), WantKind::Block);
+                Want { cid, priority: 1, kind, cancel: true, send_dont_have: false }
+            };
+            let wants = forgotten.into_iter().map(cancel).collect();
+            return Some(Message { wants, full: true, ..Message::default() });
+        }
         let mut wants: Vec<(Digest, Want)> = self.outbox.drain().collect();
         wants.sort_unstable_by_key(|(digest, want)| (!want.cancel, -i64::from(want.priority), *digest));
         let later = wants.split_off(wants.len().min(MAX_LIVE));
         self.outbox.extend(later);
         let wants = wants.into_iter().map(|(_, want)| want).collect();
-        Some(Message { wants, full: std::mem::take(&mut self.resync), ..Message::default() })
+        Some(Message { wants, ..Message::default() })
     }
 }

@@ -247,11 +247,13 @@ fn a_broken_stream_is_asked_again_once() {
     poll(&mut client, now);
     client.stream_broke(1, now);
     let (messages, news) = poll(&mut client, now);
-    assert_eq!((messages.len(), news.len()), (1, 0));
-    assert!(messages[0].1.full && messages[0].1.wants.len() == 3);
+    assert_eq!((messages.len(), news.len()), (2, 0));
+    let [(_, forget), (_, again)] = &messages[..] else { unreachable!() };
+    assert!(forget.full && forget.wants.len() == 3 && forget.wants.iter().all(|want| want.cancel));
+    assert!(!again.full && again.wants.len() == 3 && again.wants.iter().all(|want| !want.cancel));
     receive(&mut client, 1, vec![block(0)], &[], now);
     client.stream_broke(1, now);
-    assert_eq!(poll(&mut client, now).0[0].1.wants.len(), 2, "a block came between");
+    assert_eq!(poll(&mut client, now).0[1].1.wants.len(), 2, "a block came between");
     client.stream_broke(1, now);
     assert_eq!(poll(&mut client, now).1, [missing(1, wanted[1]), missing(1, wanted[2])]);
 }
