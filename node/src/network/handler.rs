@@ -5,10 +5,11 @@
 //! yet taken by the behaviour is bounded by [`RECEIVE_BUDGET`] bytes a connection: a stream that finds
 //! it spent stops reading, and the muxer's window stops the peer.
 //!
-//! Outbound: one stream, opened with the first message and kept; messages leave in order. The first goes
-//! together with the name of the protocol, so that whether the peer speaks it is known only later. A peer may
-//! close an idle stream, so a message that fails is tried on a fresh stream once. Every message ends
-//! in [`FromHandler::Sent`], or the last word is [`FromHandler::Failed`] or
+//! Outbound: one stream, opened with the first message and kept while there is something to say; messages
+//! leave in order. The first goes together with the name of the protocol, so that whether the peer speaks it
+//! is known only later. A peer may close an idle stream, and what we write before we hear of it is lost, so
+//! a stream that was silent for [`STALE`] is not used again. A message that fails is tried on a fresh stream
+//! once. Every message ends in [`FromHandler::Sent`], or the last word is [`FromHandler::Failed`] or
 //! [`FromHandler::Unsupported`].
 
 use super::frame::{self, FrameError, Intake};
@@ -42,6 +43,9 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 /// A connection on which no message came or went for so long may be closed.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// An outbound stream that carried nothing for so long is replaced by a new one. Helia resets it after 10 s.
+const STALE: Duration = Duration::from_secs(5);
 
 /// A block below this part of its frame gets memory of its own.
 const SMALL_PART: usize = 8;
@@ -121,7 +125,8 @@ enum Outbound {
     /// No stream; the next message opens one.
     Closed,
     Opening,
-    Idle(Stream),
+    /// Since when.
+    Idle(Stream, Instant),
     Writing {
         lane: Lane,
         frame: Bytes,
@@ -190,7 +195,8 @@ impl Handler {
                     let protocol = SubstreamProtocol::new(ReadyUpgrade::new(BITSWAP), ());
                     return Some(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
                 }
-                Outbound::Idle(mut stream) if self.has_work() => {
+                Outbound::Idle(_, since) if self.has_work() && since.elapsed() >= STALE => Outbound::Closed,
+                Outbound::Idle(mut stream, _) if self.has_work() => {
                     let (lane, frame) = self.next_frame()?;
                     let bytes = frame.clone();
                     let write =
@@ -203,9 +209,9 @@ impl Handler {
                         return None;
                     }
                     Poll::Ready(Ok(stream)) => {
-                        self.outbound = Outbound::Idle(stream);
-                        self.again = None;
                         self.last_used = Instant::now();
+                        self.outbound = Outbound::Idle(stream, self.last_used);
+                        self.again = None;
                         let sent = FromHandler::Sent { lane, bytes: frame.len() };
                         return Some(ConnectionHandlerEvent::NotifyBehaviour(sent));
                     }
@@ -218,14 +224,14 @@ impl Handler {
                         Outbound::Closed
                     }
                 },
-                Outbound::Idle(mut stream) => match Pin::new(&mut stream).poll_read(cx, &mut []) {
+                Outbound::Idle(mut stream, since) => match Pin::new(&mut stream).poll_read(cx, &mut []) {
                     Poll::Ready(Err(error)) if is_refusal(&error) => {
                         self.end_sending(FromHandler::Unsupported);
                         return None;
                     }
                     Poll::Ready(Err(_)) => Outbound::Closed,
                     Poll::Ready(Ok(_)) | Poll::Pending => {
-                        self.outbound = Outbound::Idle(stream);
+                        self.outbound = Outbound::Idle(stream, since);
                         return None;
                     }
                 },
@@ -289,7 +295,7 @@ impl ConnectionHandler for Handler {
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: mut stream, .. }) => {
                 stream.ignore_for_keep_alive();
-                self.outbound = Outbound::Idle(stream);
+                self.outbound = Outbound::Idle(stream, Instant::now());
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => match error {
                 StreamUpgradeError::NegotiationFailed => self.end_sending(FromHandler::Unsupported),

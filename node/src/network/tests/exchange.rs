@@ -13,6 +13,12 @@ async fn fetch(session: &Session, wanted: &[Block]) -> Vec<(Block, PeerId)> {
     arrived.into_iter().map(Result::unwrap).collect()
 }
 
+/// A message that wants one block.
+fn want(cid: Cid) -> Message {
+    let want = Want { cid, priority: 1, kind: WantKind::Block, cancel: false, send_dont_have: true };
+    Message { wants: vec![want], ..Message::default() }
+}
+
 fn assert_same(arrived: Vec<(Block, PeerId)>, wanted: &[Block]) {
     let arrived: HashMap<Cid, Block> = arrived.into_iter().map(|(block, _)| (*block.cid(), block)).collect();
     assert_eq!(arrived.len(), wanted.len());
@@ -162,16 +168,27 @@ async fn a_dropped_future_cancels_its_want() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_silent_for_long_is_not_written_to_again() {
+    let server = node(BlockSource::empty()).await;
+    let mut peer = RawPeer::connect(&server).await;
+    let mut answers = Vec::new();
+    for (block, pause) in blocks(3, 100).iter().zip([0, 0, 5]) {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        peer.send_message(&want(*block.cid())).await;
+        if answers.is_empty() || pause > 0 {
+            answers.push(peer.accept().await);
+        }
+        assert_eq!(receive(answers.last_mut().unwrap()).await.presences[0].cid, *block.cid());
+    }
+}
+
+#[tokio::test]
 async fn a_block_that_is_stored_later_goes_to_who_waits_for_it() {
     let [block] = blocks(1, 5000).try_into().unwrap();
     let shelf = Shelf::default();
     let server = node(shelf.source()).await;
     let mut peer = RawPeer::connect(&server).await;
-    let want = |send_dont_have| Message {
-        wants: vec![Want { cid: *block.cid(), priority: 1, kind: WantKind::Block, cancel: false, send_dont_have }],
-        ..Message::default()
-    };
-    peer.send_message(&want(true)).await;
+    peer.send_message(&want(*block.cid())).await;
     let mut answers = peer.accept().await;
     assert!(!receive(&mut answers).await.presences[0].have);
 
