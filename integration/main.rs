@@ -1,4 +1,4 @@
-//! Foreign software on the other side: Kubo, stock Nix, sshd. Never part of plain `cargo test`; `make test` installs what
+//! Foreign software on the other side: Kubo, Helia, stock Nix, sshd. Never part of plain `cargo test`; `make test` installs what
 //! they need, and a test whose counterpart is missing fails.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
@@ -6,8 +6,11 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 mod disk;
+mod driver;
+mod helia;
 mod kubo;
 mod lan;
 mod memory;
 mod nix;
 mod ssh;
+mod wants;

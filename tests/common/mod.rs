@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use nipfs_proto::Cid;
+use nipfs_proto::block::DAG_PB;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -300,6 +302,13 @@ fn unchunk(mut body: &[u8]) -> Vec<u8> {
         body = &body[end + 4 + length..];
     }
     whole
+}
+
+/// The CID of the other version for the same dag-pb block.
+pub(crate) fn other_version(cid: &str) -> String {
+    let hash = *cid.parse::<Cid>().unwrap().hash();
+    let other = if cid.starts_with("Qm") { Cid::new_v1(DAG_PB, hash) } else { Cid::new_v0(hash).unwrap() };
+    other.to_string()
 }
 
 /// Deterministic bytes that do not compress.

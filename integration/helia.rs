@@ -1,0 +1,140 @@
+//! Helia fetches what we publish, and we fetch what Helia holds, over TCP.
+
+use crate::common::{Machine, Serving, make_tree, noise, other_version};
+use crate::driver::Driver;
+use crate::wants::fetch_by_levels;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Bytes of the leaves that `publish` cuts.
+const LEAF: usize = 256 << 10;
+/// Wants at one time that count as many.
+const MANY: u64 = 64;
+
+/// A Helia node in a process of its own.
+struct Helia {
+    driver: Driver,
+    peer: String,
+}
+
+impl Helia {
+    fn start() -> Self {
+        let packages = std::env::var("NIPFS_HELIA").expect("NIPFS_HELIA: run this through `make test`");
+        let mut node = Command::new(Path::new(&packages).join("node_modules/.bin/node"));
+        // As text: what it imports is looked for where it runs, not where the file lies.
+        node.args(["--input-type=module", "--eval", include_str!("helia.mjs")]).current_dir(&packages);
+        let mut driver = Driver::spawn(&mut node);
+        let started = driver.ask(&json!({"op": "start", "listen": ["/ip4/127.0.0.1/tcp/0"]}));
+        let peer = started["peers"][0].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
+        Self { driver, peer }
+    }
+
+    fn add(&mut self, file: &Path, version: u8, chunk: usize) -> String {
+        let added = self.driver.ask(&json!({"op": "add", "file": file, "version": version, "chunk": chunk}));
+        added["cid"].as_str().unwrap_or_else(|| panic!("{added}")).to_owned()
+    }
+
+    /// The bytes of a file of `serving`'s.
+    fn get(&mut self, serving: &Serving, cid: &str, to: &Path) -> Vec<u8> {
+        let connected = self.driver.ask(&json!({"op": "connect", "addr": serving.peer}));
+        assert_eq!(connected["connected"], true, "{connected}");
+        let got = self.driver.ask(&json!({"op": "get", "cid": cid, "to": to}));
+        assert_eq!(got["ok"], true, "{got}");
+        fs::read(to).unwrap()
+    }
+
+    /// The most blocks that were wanted at one time.
+    fn most(&mut self) -> Value {
+        self.driver.ask(&json!({"op": "most"}))
+    }
+}
+
+/// A published tree of `size` bytes.
+struct Published {
+    path: String,
+    root: String,
+    nar: PathBuf,
+}
+
+fn publish(machine: &Machine, serving: &Serving, seed: u64, size: usize) -> Published {
+    let tree = machine.dir().join("tree");
+    make_tree(&tree, seed, size);
+    let published = machine.run(&["publish", "--json", tree.to_str().unwrap()]).ok().one();
+    let word = |name: &str| published[name].as_str().unwrap().to_owned();
+    let hash = word("narHash").strip_prefix("sha256:").unwrap().to_owned();
+    let nar = machine.dir().join("the.nar");
+    fs::write(&nar, serving.get(&format!("/nar/{hash}.nar")).body).unwrap();
+    Published { path: word("path"), root: word("root"), nar }
+}
+
+#[test]
+fn helia_fetches_a_published_nar_from_us() {
+    let a = Machine::new();
+    a.key();
+    let serving = a.serve(&[]);
+    let published = publish(&a, &serving, 60, 24 << 20);
+    for _ in 0..3 {
+        let mut helia = Helia::start();
+        assert!(helia.get(&serving, &published.root, &a.dir().join("got")) == fs::read(&published.nar).unwrap());
+        assert!(helia.most()["ours"].as_u64().unwrap() >= MANY);
+        // What Helia computes for the same bytes is the root that we published.
+        assert_eq!(helia.add(&published.nar, 0, LEAF), published.root);
+    }
+}
+
+#[test]
+fn we_fetch_a_nar_that_only_helia_holds_each_time() {
+    let a = Machine::new();
+    let key = a.key();
+    let serving = a.serve(&[]);
+    let published = publish(&a, &serving, 61, 64 << 20);
+    let mut helia = Helia::start();
+    assert_eq!(helia.add(&published.nar, 0, LEAF), published.root);
+    for _ in 0..4 {
+        let c = Machine::new();
+        let out = c.dir().join("out.nar");
+        let (path, http) = (published.path.as_str(), serving.http.as_str());
+        let args =
+            ["fetch", "--json", path, "--from", http, "--peer", &helia.peer, "--trusted-public-key", &key, "--nar"];
+        let said = c.run(&[&args[..], &[out.to_str().unwrap()]].concat()).ok().one();
+        assert_eq!(said["source"], "bitswap", "{said}");
+        assert_eq!(said["bytes"]["http"], 0, "{said}");
+        assert!(fs::read(out).unwrap() == fs::read(&published.nar).unwrap());
+    }
+}
+
+#[test]
+fn more_than_a_thousand_blocks_are_asked_of_helia_at_once_each_time() {
+    let machine = Machine::new();
+    let file = machine.dir().join("plain");
+    fs::write(&file, noise(62, 24 << 20)).unwrap();
+    let mut helia = Helia::start();
+    let cid = helia.add(&file, 0, 16 << 10);
+    for _ in 0..4 {
+        assert_eq!(fetch_by_levels(&helia.peer, &cid), 1536);
+    }
+    let most = helia.most();
+    assert!(most["theirs"].as_u64().unwrap() >= MANY, "{most}");
+}
+
+#[test]
+fn a_block_is_found_under_a_cid_of_the_other_version() {
+    let file = Machine::new();
+    let plain = file.dir().join("plain");
+    fs::write(&plain, noise(63, 3 * LEAF)).unwrap();
+    for version in [0, 1] {
+        let mut first = Helia::start();
+        let added = first.add(&plain, version, LEAF);
+        let other = other_version(&added);
+        assert_eq!(added.starts_with("Qm"), version == 0);
+        // Helia has the one, we ask for the other; we have the other, Helia asks for the one.
+        let b = Machine::new();
+        let serving = b.serve(&[]);
+        b.run(&["pin", "add", &other, "--peer", &first.peer]).ok();
+        drop(first);
+        let got = Helia::start().get(&serving, &added, &b.dir().join("got"));
+        assert!(got == fs::read(&plain).unwrap());
+    }
+}
