@@ -2,6 +2,7 @@
 
 use crate::common::{Machine, Serving, make_tree, noise, other_version};
 use crate::driver::Driver;
+use crate::kubo::Kubo;
 use crate::wants::fetch_by_levels;
 use serde_json::{Value, json};
 use std::fs;
@@ -117,6 +118,29 @@ fn more_than_a_thousand_blocks_are_asked_of_helia_at_once_each_time() {
     }
     let most = helia.most();
     assert!(most["theirs"].as_u64().unwrap() >= MANY, "{most}");
+}
+
+/// Kubo cuts no blocks as small as these, and answers each message of wants on a stream of its own.
+#[test]
+fn more_than_a_thousand_blocks_are_asked_of_kubo_at_once_and_come_back_to_another() {
+    let machine = Machine::new();
+    let file = machine.dir().join("plain");
+    fs::write(&file, noise(64, 24 << 20)).unwrap();
+    let mut helia = Helia::start();
+    let cid = helia.add(&file, 0, 16 << 10);
+    let mut first = Kubo::start(&machine.dir().join("kubo-1"));
+    first.connect(&helia.peer);
+    first.pin(&cid);
+    drop(helia);
+    for _ in 0..4 {
+        assert_eq!(fetch_by_levels(&first.peer, &cid), 1536);
+    }
+    let serving = machine.serve(&[]);
+    machine.run(&["pin", "add", &cid, "--peer", &first.peer]).ok();
+    drop(first);
+    let mut second = Kubo::start(&machine.dir().join("kubo-2"));
+    second.connect(&serving.peer);
+    second.pin(&cid);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod dht;
 
-use crate::common::{Machine, make_tree, noise};
+use crate::common::{Machine, make_tree, noise, other_version};
 use crate::driver::Driver;
 use serde_json::{Value, json};
 use std::fs;
@@ -11,13 +11,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// A Kubo node in a process of its own.
-struct Kubo {
+pub(crate) struct Kubo {
     driver: Driver,
-    peer: String,
+    pub(crate) peer: String,
 }
 
 impl Kubo {
-    fn start(repo: &Path) -> Self {
+    pub(crate) fn start(repo: &Path) -> Self {
         Self::start_with(repo, &json!({}))
     }
 
@@ -35,8 +35,16 @@ impl Kubo {
         Self { driver, peer }
     }
 
-    fn ask(&mut self, command: &Value) -> Value {
+    pub(crate) fn ask(&mut self, command: &Value) -> Value {
         self.driver.ask(command)
+    }
+
+    pub(crate) fn connect(&mut self, addr: &str) {
+        assert_eq!(self.ask(&json!({"op": "connect", "addr": addr}))["connected"], true, "{addr}");
+    }
+
+    pub(crate) fn pin(&mut self, cid: &str) {
+        assert_eq!(self.ask(&json!({"op": "pin", "cid": cid}))["ok"], true, "{cid}");
     }
 }
 
@@ -51,14 +59,14 @@ fn kubo_fetches_a_published_nar_from_us() {
     let root = published["root"].as_str().unwrap();
 
     let mut kubo = Kubo::start(&a.dir().join("kubo"));
-    assert_eq!(kubo.ask(&json!({"op": "connect", "addr": serving.peer}))["connected"], true);
+    kubo.connect(&serving.peer);
     let got = a.dir().join("got.nar");
     assert_eq!(kubo.ask(&json!({"op": "get", "cid": root, "to": got}))["ok"], true);
     let hash = published["narHash"].as_str().unwrap().strip_prefix("sha256:").unwrap();
     assert_eq!(fs::read(&got).unwrap(), serving.get(&format!("/nar/{hash}.nar")).body);
     // What Kubo computes for the same bytes is the root that we published.
     assert_eq!(kubo.ask(&json!({"op": "add", "file": got}))["cid"], root);
-    assert_eq!(kubo.ask(&json!({"op": "pin", "cid": root}))["ok"], true);
+    kubo.pin(root);
 }
 
 #[test]
@@ -75,6 +83,7 @@ fn we_fetch_a_nar_that_only_kubo_holds() {
     fs::write(&nar, serving.get(&format!("/nar/{hash}.nar")).body).unwrap();
 
     let mut kubo = Kubo::start(&a.dir().join("kubo"));
+    assert!(kubo.peer.contains("/p2p/Qm"), "an RSA identity: {}", kubo.peer);
     assert_eq!(kubo.ask(&json!({"op": "add", "file": nar}))["cid"], root);
     let out = c.dir().join("out.nar");
     let (http, peer) = (serving.http.as_str(), kubo.peer.as_str());
@@ -98,8 +107,28 @@ fn a_cid_that_kubo_holds_can_be_pinned_here_and_served_on() {
     drop(first);
 
     let mut second = Kubo::start(&b.dir().join("kubo-2"));
-    assert_eq!(second.ask(&json!({"op": "connect", "addr": serving.peer}))["connected"], true);
+    second.connect(&serving.peer);
     let got = b.dir().join("got");
     assert_eq!(second.ask(&json!({"op": "get", "cid": cid, "to": got}))["ok"], true);
     assert_eq!(fs::read(got).unwrap(), fs::read(file).unwrap());
+}
+
+#[test]
+fn blocks_go_both_ways_under_cids_of_the_other_version() {
+    let a = Machine::new();
+    a.key();
+    let serving = a.serve(&[]);
+    let tree = a.dir().join("versions");
+    make_tree(&tree, 23, 3 << 20);
+    for chunker in ["size-262144", "unixfs-v1-2025"] {
+        let args = ["publish", "--json", "--chunker", chunker, tree.to_str().unwrap()];
+        let root = a.run(&args).ok().one()["root"].as_str().unwrap().to_owned();
+        let other = other_version(&root);
+        assert_eq!(root.starts_with("Qm"), chunker == "size-262144");
+        // We have the one, Kubo asks for the other; Kubo has the other, we ask for the one.
+        let mut kubo = Kubo::start(&a.dir().join(chunker));
+        kubo.connect(&serving.peer);
+        kubo.pin(&other);
+        Machine::new().run(&["pin", "add", &root, "--peer", &kubo.peer]).ok();
+    }
 }
