@@ -25,7 +25,8 @@ impl Kubo {
     fn start_with(repo: &Path, more: &Value) -> Self {
         let python = std::env::var("NIPFS_KUBO_PYTHON").expect("NIPFS_KUBO_PYTHON: run this through `make test`");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration/kubo.py");
-        let mut driver = Driver::spawn(Command::new(python).arg(script));
+        // It leaves a log where it runs.
+        let mut driver = Driver::spawn(Command::new(python).arg(script).current_dir(repo.parent().unwrap()));
         // Free now; Kubo cannot be asked which port it took.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut start = json!({"op": "start", "repo": repo, "port": port});
