@@ -4,14 +4,17 @@
 //! - [`unixfs`]: what a node means as a file: its bytes, its children and their sizes.
 //! - [`Profile`]: where a stream is cut and how the tree above it looks; it decides the root's CID.
 //! - [`build`]: a stream of bytes → blocks and a root.
+//! - [`LeafKind`]: a leaf ↔ its part of the file.
 //! - [`walk`]: a root → the CIDs below it, each once; or the bytes of a file, in order.
 //! - [`car`]: blocks in a file.
 
 pub mod build;
 pub mod car;
 pub mod codec;
+mod leaf;
 mod profile;
 pub mod unixfs;
 pub mod walk;
 
+pub use leaf::LeafKind;
 pub use profile::{Profile, UnknownProfile};
