@@ -8,6 +8,7 @@ mod common;
 mod disk;
 mod driver;
 mod helia;
+mod keep;
 mod kubo;
 mod lan;
 mod memory;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// Runs a Nix command on the machine's own store, or on the chroot store that `--store` names.
-fn nix(home: &Path, program: &str, args: &[&str]) -> Output {
+pub(crate) fn nix(home: &Path, program: &str, args: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(args).env("HOME", home).env("NIX_REMOTE", "local").env("XDG_CACHE_HOME", home.join("nix-cache"));
     let config = "experimental-features = nix-command\nsandbox = false\nsubstituters =\nbuild-users-group =";
@@ -17,7 +17,7 @@ fn nix(home: &Path, program: &str, args: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn ok(output: Output) -> String {
+pub(crate) fn ok(output: Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

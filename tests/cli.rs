@@ -92,3 +92,17 @@ fn when_serve_ends_publish_stops_with_that_one_error() {
     assert_eq!(said.stderr.matches("error:").count(), 1, "{said:#?}");
     assert_eq!(said.stdout, "");
 }
+
+#[test]
+fn only_store_paths_are_kept_outside() {
+    let a = Machine::new();
+    a.key();
+    let tree = a.dir().join("tree");
+    make_tree(&tree, 76, 1000);
+    for keep in ["rooted", "weak"] {
+        let said = a.run(&["publish", "--keep", keep, tree.to_str().unwrap()]);
+        said.fails(2, &["must be copied", tree.to_str().unwrap(), "hint: publish it without --keep"]);
+    }
+    assert_eq!(a.run(&["pin", "ls"]).ok().stdout, "");
+    a.run(&["publish", "--keep", "copy", tree.to_str().unwrap()]).ok();
+}

@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cache", &["dag", "store"]),
     ("jobs", &["cache", "dag", "store", "network", "upstream", "nix", "node", "control"]),
     ("http", &["cache", "dag", "store", "network", "upstream", "node", "control"]),
-    ("node", &["cache", "dag", "store", "network", "control"]),
+    ("node", &["cache", "dag", "store", "network", "nix", "control"]),
     ("control", &["cache", "dag", "store", "jobs", "node"]),
     ("announce", &["cache", "store", "network", "node", "control"]),
     ("failure", &["control", "cache", "dag", "store", "network", "upstream", "nix"]),

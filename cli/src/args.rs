@@ -125,6 +125,20 @@ pub(crate) struct Publish {
     /// Also write the NARs as files, for web servers that serve the cache directory alone
     #[arg(long)]
     pub(crate) write_nars: bool,
+    /// Where the bytes of store paths stay
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Keep::Copy)]
+    pub(crate) keep: Keep,
+}
+
+/// Where the bytes of published store paths stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Keep {
+    /// Copied into the state directory
+    Copy,
+    /// In the Nix store alone, under a GC root that lasts as long as the pin
+    Rooted,
+    /// In the Nix store alone; when Nix deletes a path, it is published no more
+    Weak,
 }
 
 /// `nipfs serve`

@@ -136,7 +136,7 @@ async fn patiently<T: Send + 'static>(
 }
 
 /// Where the machine's Nix keeps its database.
-fn nix_state() -> PathBuf {
+pub(crate) fn nix_state() -> PathBuf {
     std::env::var_os("NIX_STATE_DIR").map_or_else(|| PathBuf::from("/nix/var/nix"), PathBuf::from)
 }
 

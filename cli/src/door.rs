@@ -3,6 +3,7 @@
 //! A running `serve` answers on its control socket. Where none does, this process opens the store and
 //! answers itself, over a pipe. Either way the verb speaks the same protocol.
 
+use crate::commands::nix_state;
 use nipfs_node::control::client::Client;
 use nipfs_node::control::frame::pair;
 use nipfs_node::control::protocol::{Class, Failure};
@@ -27,7 +28,7 @@ impl Door {
         if Client::connect(state).await?.is_some() {
             return Ok(Self::Remote(state.to_owned()));
         }
-        let settings = Settings { state: state.to_owned(), ..Settings::default() };
+        let settings = Settings { state: state.to_owned(), nix_state: nix_state(), ..Settings::default() };
         let opened = Node::open(settings).await.map_err(|failure| match failure {
             Failure { class: Class::InUse, hint: None, .. } => {
                 failure.hint("wait for the other nipfs to end; with `nipfs serve` running, verbs share its store")

@@ -133,7 +133,7 @@ fn newest_roots(cache: &Cache) -> Result<Vec<Cid>, StoreError> {
     let mut newest = BinaryHeap::new();
     for path in store.paths() {
         let path = path?;
-        if path.published && (path.pinned || path.mirror.is_none()) {
+        if path.published && (path.pinned || path.mirror.is_none()) && store.is_backed(&path) {
             push_bounded(&mut newest, (path.added_unix, path.store_path.hash_part()));
         }
     }

@@ -6,6 +6,7 @@ use crate::control::protocol::{Announced, Class, Done, Failure, SourceBytes, Sta
 use crate::control::server::converse;
 use crate::dag::read::Counters;
 use crate::network::{self, BlockSource, Network, Profile};
+use crate::nix::gc_roots::GcRoots;
 use crate::store::{Lease, Op, Store, StoreError};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
@@ -36,6 +37,8 @@ pub struct Settings {
     pub bootstrap: Vec<Multiaddr>,
     /// Whether this is a running `serve`.
     pub serving: bool,
+    /// Where this machine's Nix keeps its database (`/nix/var/nix`).
+    pub nix_state: PathBuf,
 }
 
 /// A node. Cheap to clone.
@@ -53,6 +56,7 @@ struct Inner {
     /// Woken when something was published.
     published: Notify,
     announced: Mutex<Option<Announced>>,
+    gc_roots: GcRoots,
 }
 
 impl Node {
@@ -63,6 +67,7 @@ impl Node {
     /// directory cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, Failure> {
         let state = settings.state.clone();
+        let roots = std::path::absolute(&state).unwrap_or_else(|_| state.clone()).join("gcroots");
         let opened = tokio::task::spawn_blocking(move || {
             make_private(&state)?;
             let store = Store::open(&state.join("store"))?;
@@ -79,6 +84,7 @@ impl Node {
             counters: Arc::new(Counters::default()),
             published: Notify::new(),
             announced: Mutex::new(None),
+            gc_roots: GcRoots::new(roots),
         })))
     }
 
@@ -110,6 +116,18 @@ impl Node {
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    /// Where this machine's Nix keeps its database.
+    #[must_use]
+    pub fn nix_state(&self) -> &Path {
+        &self.0.settings.nix_state
+    }
+
+    /// Our GC roots in this machine's Nix.
+    #[must_use]
+    pub fn gc_roots(&self) -> &GcRoots {
+        &self.0.gc_roots
     }
 
     /// Whether a session that names no peer may have some to ask: those that are configured, or can be found.

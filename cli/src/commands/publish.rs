@@ -1,7 +1,8 @@
 //! `nipfs publish`: store paths, files, directories and binary caches become NARs in the node's store
 //! and signed narinfos in the cache directory.
 //!
-//! Inputs and keys are read here, with the rights of who runs the command; the node gets NAR bytes.
+//! Inputs and keys are read here, with the rights of who runs the command; the node gets NAR bytes, or with `--keep
+//! rooted` and `weak` the names of store paths, which it checks and reads itself.
 //! What we sign is what this machine made: registered store paths, and paths whose content address
 //! was computed here. A path is committed in the node first and written to the cache directory then,
 //! dependencies before what refers to them, so that a crash leaves nothing half published.
@@ -18,7 +19,7 @@ use crate::config::Settings;
 use crate::outcome::{Stop, Tally};
 use input::Input;
 use nipfs_node::control::client::Client;
-use nipfs_node::control::protocol::{Class, Done, Failure, Request};
+use nipfs_node::control::protocol::{Class, Done, Failure, Keep, Request};
 use nipfs_node::nix::closure::closure;
 use nipfs_proto::block::Cid;
 use nipfs_proto::dag::Profile;
@@ -39,6 +40,7 @@ struct Publisher<'a> {
     profile: Profile,
     cache: PathBuf,
     write_nars: bool,
+    keep: Keep,
     /// The connection on which NARs are staged; made anew after a failure.
     client: Option<Client>,
     tally: Tally,
@@ -50,15 +52,26 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
     let profile = profile(&app.settings)?;
     let cache = app.settings.cache.value.clone();
     cache::sweep(&cache)?;
-    let mut publisher =
-        Publisher { app, keys, profile, cache, write_nars: args.write_nars, client: None, tally: Tally::default() };
+    let keep = match args.keep {
+        args::Keep::Copy => Keep::Copy,
+        args::Keep::Rooted => Keep::Rooted,
+        args::Keep::Weak => Keep::Weak,
+    };
+    let (write_nars, tally) = (args.write_nars, Tally::default());
+    let mut publisher = Publisher { app, keys, profile, cache, write_nars, keep, client: None, tally };
     let mut inputs = Vec::new();
     let mut paths = args.paths.clone();
     if args.stdin {
         paths.extend(patiently(lines_of_stdin).await?);
     }
     for path in paths {
-        inputs.push(Input::of(&path)?);
+        let input = Input::of(&path)?;
+        if keep != Keep::Copy && !matches!(input, Input::StorePath(_)) {
+            let failure =
+                Failure::new(Class::Usage, format!("not a store path, so it must be copied: {}", path.display()));
+            return Err(failure.hint("publish it without --keep").into());
+        }
+        inputs.push(input);
     }
     let roots =
         inputs.iter().filter_map(|input| if let Input::StorePath(path) = input { Some(path.clone()) } else { None });
@@ -123,7 +136,10 @@ impl Publisher<'_> {
         let root = match self.known(info.nar_hash).await? {
             Some(root) => root,
             None => {
-                let staged = self.stage(&path, Source::Tree(PathBuf::from(&path)), info.nar_size).await?;
+                let staged = match self.keep {
+                    Keep::Copy => self.stage(&path, Source::Tree(PathBuf::from(&path)), info.nar_size).await?,
+                    Keep::Rooted | Keep::Weak => self.stage_outside(&path).await?,
+                };
                 if staged.nar_hash != info.nar_hash {
                     return Err(changed(&path, info.nar_hash, staged.nar_hash).into());
                 }

@@ -65,6 +65,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         peers: parse("multiaddr", &settings.peers.value)?,
         profile: settings.profile.value,
         bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
+        nix_state: super::nix_state(),
         ..nipfs_node::Settings::default()
     };
     Ok(Serve {

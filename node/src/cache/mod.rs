@@ -9,13 +9,14 @@
 //!   what was fetched too.
 
 use crate::dag::import::{ImportError, import};
-use crate::store::{Lease, NarRecord, Op, PathRecord, Store, StoreError};
+use crate::store::{Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
 use nipfs_proto::Cid;
+use nipfs_proto::block::Block;
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::nar::{NarError, Reader};
 use nipfs_proto::nix::narinfo::NarInfo;
-use nipfs_proto::nix::store_path::StorePathHash;
+use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,8 +75,8 @@ pub enum Audience {
 /// What a narinfo is backed by.
 #[derive(Debug, Clone, Copy)]
 pub enum Claim<'a> {
-    /// Content computed on this machine by its owner.
-    Own(&'a NarInfo),
+    /// Content computed on this machine by its owner, who says where its blocks shall lie.
+    Own(&'a NarInfo, Keep),
     /// Foreign content whose narinfo a trusted key signed.
     Trusted(&'a TrustedNarInfo),
     /// The same, sent by somebody who may add paths and signatures, and change nothing that is published.
@@ -85,8 +86,15 @@ pub enum Claim<'a> {
 impl Claim<'_> {
     fn narinfo(&self) -> &NarInfo {
         match self {
-            Self::Own(narinfo) => narinfo,
+            Self::Own(narinfo, _) => narinfo,
             Self::Trusted(trusted) | Self::Uploaded(trusted) => trusted.info(),
+        }
+    }
+
+    fn keep(&self) -> Keep {
+        match self {
+            Self::Own(_, keep) => *keep,
+            Self::Trusted(_) | Self::Uploaded(_) => Keep::Copy,
         }
     }
 }
@@ -155,12 +163,41 @@ impl Cache {
     /// # Errors
     /// [`CacheError::Nar`] when the bytes are not a NAR, and the store's and the input's errors.
     pub fn stage(&self, input: impl Read + Send, profile: Profile) -> Result<Staged, CacheError> {
+        self.stage_with(input, profile, Lease::put)
+    }
+
+    /// Imports the NAR of `tree` on this machine without storing its leaves: blocks are made of the tree when they are
+    /// read. The rest as [`Self::stage`] does it.
+    ///
+    /// # Errors
+    /// As [`Self::stage`]; and when no blocks can be made of the tree.
+    pub fn stage_outside(
+        &self,
+        input: impl Read + Send,
+        profile: Profile,
+        tree: &StorePath,
+    ) -> Result<Staged, CacheError> {
+        self.store.take_tree(tree)?;
+        let mut offset = 0;
+        self.stage_with(input, profile, |lease, block| {
+            let (put, length) = lease.put_outside(block, tree, offset)?;
+            offset += length;
+            Ok(put)
+        })
+    }
+
+    fn stage_with(
+        &self,
+        input: impl Read + Send,
+        profile: Profile,
+        mut put: impl FnMut(&Lease, &Block) -> Result<Put, StoreError>,
+    ) -> Result<Staged, CacheError> {
         let lease = Arc::new(self.store.lease());
         let mut new_bytes = 0;
         let mut checked = Checked { input, grammar: Some(Reader::new()), error: None };
-        let put = |block: nipfs_proto::block::Block| {
+        let put = |block: Block| {
             let length = block.bytes().len() as u64;
-            lease.put(&block).map(|put| new_bytes += if put.new { length } else { 0 })
+            put(&lease, &block).map(|put| new_bytes += if put.new { length } else { 0 })
         };
         let imported = import(&mut checked, profile, put);
         if let Some(error) = checked.error {
@@ -192,13 +229,9 @@ impl Cache {
         let path = narinfo.store_path().to_absolute_path();
         let hash = narinfo.store_path().hash_part();
         let _path = lock(&*self.paths, hash.as_str().as_bytes());
-        if let (Claim::Uploaded(_), Some(before)) = (&claim, self.store.path(&hash)?.filter(|path| path.published)) {
-            compare(&path, "NarHash", &narinfo.nar_hash(), &before.nar_hash)?;
-            let text = with_signatures_of(narinfo.text().as_bytes(), &String::from_utf8_lossy(&before.narinfo));
-            if text.as_bytes() != &before.narinfo[..] {
-                self.store.commit(vec![Op::PutPath(PathRecord { narinfo: text.into(), ..before })])?;
-            }
-            return Ok(());
+        let published = self.store.path(&hash)?.filter(|path| path.published && self.store.is_backed(path));
+        if let (Claim::Uploaded(_), Some(before)) = (&claim, published) {
+            return self.add_signatures(before, narinfo);
         }
         let _nar = lock(&*self.nars, &narinfo.nar_hash().0);
         let held = self.store.nar(&narinfo.nar_hash())?;
@@ -239,7 +272,7 @@ impl Cache {
         };
         let before = self.store.path(&hash)?;
         let text = match (&claim, &before) {
-            (Claim::Own(_), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
+            (Claim::Own(..), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
                 with_signatures_of(&before.narinfo, &text)
             }
             _ => text,
@@ -266,11 +299,22 @@ impl Cache {
                     pinned: audience == Audience::World,
                     mirror: None,
                     added_unix: before.map_or_else(unix_now, |before| before.added_unix),
+                    keep: claim.keep(),
                 });
                 forget.into_iter().chain([put, path]).collect()
             }
         };
         Ok(lease.commit(ops)?)
+    }
+
+    /// Adds the signatures of `narinfo` to a published path; its lock is held.
+    fn add_signatures(&self, before: PathRecord, narinfo: &NarInfo) -> Result<(), CacheError> {
+        compare(&before.store_path.to_absolute_path(), "NarHash", &narinfo.nar_hash(), &before.nar_hash)?;
+        let text = with_signatures_of(narinfo.text().as_bytes(), &String::from_utf8_lossy(&before.narinfo));
+        if text.as_bytes() != &before.narinfo[..] {
+            self.store.commit(vec![Op::PutPath(PathRecord { narinfo: text.into(), ..before })])?;
+        }
+        Ok(())
     }
 
     /// Pins a path whose blocks are here, `lease` protecting those of the root that its narinfo names. False when there
@@ -284,7 +328,8 @@ impl Cache {
         let _nar = lock(&*self.nars, &path.nar_hash.0);
         let Some(mut record) = self.store.nar(&path.nar_hash)? else { return Ok(false) };
         let forget = keep_whole(&mut record, lease)?;
-        let pinned = Op::PutPath(PathRecord { pinned: true, mirror: None, ..path });
+        let keep = if path.pinned && self.store.is_backed(&path) { path.keep } else { Keep::Copy };
+        let pinned = Op::PutPath(PathRecord { pinned: true, mirror: None, keep, ..path });
         lease.commit(forget.into_iter().chain([Op::PutNar(record), pinned]).collect())?;
         Ok(true)
     }
@@ -306,13 +351,34 @@ impl Cache {
         Ok(true)
     }
 
-    /// The record of a path, if `audience` may see it.
+    /// Forgets the paths that went with their trees, and returns them. With `dry_run` it only finds them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn forget_vanished(&self, dry_run: bool) -> Result<Vec<StorePath>, StoreError> {
+        let mut vanished = Vec::new();
+        for record in self.store.paths() {
+            let record = record?;
+            if !self.store.has_vanished(&record) {
+                continue;
+            }
+            let hash = record.store_path.hash_part();
+            let remove = |now: PathRecord| self.store.has_vanished(&now).then_some(Op::RemovePath(hash));
+            if dry_run || self.change(&hash, &self.store.lease(), remove)? {
+                vanished.push(record.store_path);
+            }
+        }
+        Ok(vanished)
+    }
+
+    /// The record of a path, if `audience` may see it, and if it can be given out (see [`Store::is_backed`]).
     ///
     /// # Errors
     /// The store's.
     pub fn lookup(&self, hash: &StorePathHash, audience: Audience) -> Result<Option<PathRecord>, StoreError> {
         let record = self.store.path(hash)?;
-        Ok(record.filter(|record| record.published || audience == Audience::Loopback))
+        let seen = record.filter(|record| record.published || audience == Audience::Loopback);
+        Ok(seen.filter(|record| self.store.is_backed(record)))
     }
 
     /// The root of a path's NAR: the one that its narinfo names, else any.

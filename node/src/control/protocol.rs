@@ -12,6 +12,7 @@
 //! one starts from the first byte.
 
 pub use crate::dag::read::SourceBytes;
+pub use crate::store::Keep;
 use serde::{Deserialize, Serialize};
 
 /// Longest frame body in bytes.
@@ -37,10 +38,20 @@ pub enum Request {
         /// Name of the chunking profile.
         profile: String,
     },
+    /// Import the NAR of a valid store path of this machine's Nix, which the node reads itself, and leave its bytes
+    /// where they are. Ends with [`Done::Staged`].
+    StageOutside {
+        /// The store path.
+        path: String,
+        /// Name of the chunking profile.
+        profile: String,
+    },
     /// Publish a narinfo whose NAR was staged on this connection or is held already. Pins it.
     Commit {
         /// The narinfo text, with its `IPFSHash`.
         narinfo: String,
+        /// Where its blocks shall lie.
+        keep: Keep,
     },
     /// Get store paths, verified. For each: [`Item::Path`], data, [`Item::Fetched`] (or [`Item::Failed`]).
     Fetch(Fetch),

@@ -2,13 +2,14 @@
 
 use super::address::{SocketAddress, socket_address};
 use super::frame::{DATA_PIECE, End, Frame, FrameError, Input, Output};
-use super::protocol::{Class, Done, Failure, Request};
+use super::protocol::{Class, Done, Failure, Keep, Request};
 use crate::Node;
-use crate::cache::{Audience, CacheError, Claim, Staged};
+use crate::cache::{CacheError, Staged};
 use crate::dag::pipe::pipe;
 use crate::dag::read::{Counters, Sources, read};
 use crate::jobs::{self, Event, Events};
-use futures::{SinkExt, StreamExt, pin_mut};
+use futures::future::BoxFuture;
+use futures::{FutureExt, SinkExt, StreamExt, pin_mut};
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::narinfo::NarInfo;
@@ -17,7 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -132,8 +133,13 @@ impl Connection {
                     Some(answer) => answer,
                     None => continue,
                 },
-                Request::Commit { narinfo } => self.commit(&narinfo).await,
-                request => self.job(request).await?,
+                Request::StageOutside { path, profile } => self.stage_outside(path, &profile).await?,
+                Request::Commit { narinfo, keep } => self.commit(&narinfo, keep).await,
+                request => {
+                    let (events, receiver) = Events::channel();
+                    let node = self.node.clone();
+                    self.job(receiver, async move { run(&node, request, &events).await }.boxed()).await?
+                }
             };
             self.output.send(answer.map_or_else(Frame::Failed, Frame::Done)).await?;
         }
@@ -198,30 +204,34 @@ impl Connection {
         Ok(done)
     }
 
-    async fn commit(&mut self, text: &str) -> Result<Done, Failure> {
+    async fn stage_outside(&mut self, path: String, profile: &str) -> Result<Result<Done, Failure>, FrameError> {
+        let profile = match parse_profile(profile) {
+            Ok(profile) => profile,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let (events, receiver) = Events::channel();
+        let node = self.node.clone();
+        let staged = async move { jobs::keep::stage(&node, &path, profile, &events).await };
+        let staged = self.job(receiver, staged.boxed()).await?;
+        Ok(staged.and_then(|staged| self.keep(staged)))
+    }
+
+    async fn commit(&mut self, text: &str, keep: Keep) -> Result<Done, Failure> {
         let narinfo =
             NarInfo::parse_unasked(text.as_bytes()).map_err(|error| Failure::from_error(Class::Refused, &error))?;
         let staged = self.staged.remove(&narinfo.nar_hash());
         let root = narinfo.root().map(|root| *root.cid());
-        let cache = self.node.cache().clone();
-        let committed =
-            tokio::task::spawn_blocking(move || cache.commit(Claim::Own(&narinfo), staged.as_ref(), Audience::World));
-        match committed.await {
-            Ok(Ok(())) => {
-                self.node.stored(root).await;
-                Ok(Done::Ok)
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(Failure::from_error(Class::Failed, &error)),
-        }
+        jobs::keep::commit(&self.node, narinfo, staged, keep).await?;
+        self.node.stored(root).await;
+        Ok(Done::Ok)
     }
 
     /// Runs a job and passes its events on. A client that leaves cancels it.
-    async fn job(&mut self, request: Request) -> Result<Result<Done, Failure>, FrameError> {
-        let (events, mut receiver) = Events::channel();
-        let node = self.node.clone();
-        let job = async move { run(&node, request, &events).await };
-        pin_mut!(job);
+    async fn job<T>(
+        &mut self,
+        mut receiver: mpsc::Receiver<Event>,
+        mut job: BoxFuture<'_, Result<T, Failure>>,
+    ) -> Result<Result<T, Failure>, FrameError> {
         let mut result = None;
         loop {
             tokio::select! {
@@ -280,7 +290,9 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
             jobs::collect::collect(node, dry_run, max_size, require_mirror.as_deref(), events).await
         }
         Request::Verify { deep, repair, peers } => jobs::verify::verify(node, deep, repair, &peers, events).await,
-        Request::Stage { .. } | Request::Commit { .. } => Err(Failure::new(Class::Usage, "not a job")),
+        Request::Stage { .. } | Request::StageOutside { .. } | Request::Commit { .. } => {
+            Err(Failure::new(Class::Usage, "not a job"))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::reply::not_found;
 use super::site::Site;
 use crate::cache::Audience;
-use crate::store::{PathRecord, StoreError};
+use crate::store::{PathRecord, Store, StoreError};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -27,26 +27,32 @@ pub(super) async fn nipfs_info(State(site): State<Site>) -> Response {
 
 /// The base names of all published paths, one a line.
 pub(super) async fn paths(State(site): State<Site>) -> Response {
-    let all = site.node().store().paths();
-    let lines = try_unfold(Some(all), |all| async move {
-        let Some(mut all) = all else { return Ok(None) };
-        let batch = tokio::task::spawn_blocking(move || {
-            let lines = published(all.by_ref().take(BATCH))?;
-            Ok::<_, StoreError>(lines.map(|lines| (lines, all)))
-        });
-        let batch = batch.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
-        Ok::<_, io::Error>(batch.map(|(lines, all)| (lines, Some(all))))
+    let store = site.node().store().clone();
+    let lines = try_unfold(Some(store.paths()), move |all| {
+        let store = store.clone();
+        async move {
+            let Some(mut all) = all else { return Ok(None) };
+            let batch = tokio::task::spawn_blocking(move || {
+                let lines = published(&store, all.by_ref().take(BATCH))?;
+                Ok::<_, StoreError>(lines.map(|lines| (lines, all)))
+            });
+            let batch = batch.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+            Ok::<_, io::Error>(batch.map(|(lines, all)| (lines, Some(all))))
+        }
     });
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(lines)).into_response()
 }
 
 /// The lines of one batch; `None` when there is no batch left.
-fn published(batch: impl Iterator<Item = Result<PathRecord, StoreError>>) -> Result<Option<Bytes>, StoreError> {
+fn published(
+    store: &Store,
+    batch: impl Iterator<Item = Result<PathRecord, StoreError>>,
+) -> Result<Option<Bytes>, StoreError> {
     let (mut lines, mut any) = (String::new(), false);
     for record in batch {
         let record = record?;
         any = true;
-        if record.published {
+        if record.published && store.is_backed(&record) {
             lines += &record.store_path.base_name();
             lines.push('\n');
         }

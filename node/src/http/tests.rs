@@ -11,6 +11,7 @@ use super::accept::{self, Limits};
 use super::{Site, Uploads, router};
 use crate::cache::{Audience, Claim};
 use crate::node::{Node, Settings};
+use crate::store::Keep;
 use crate::upstream::{Gateway, Upstream};
 use nipfs_proto::Cid;
 use nipfs_proto::dag::Profile;
@@ -73,7 +74,7 @@ impl Server {
     fn add(&self, content: &Content, audience: Audience) {
         let staged = self.node.cache().stage(&content.nar[..], PROFILE).unwrap();
         assert_eq!(staged.root, content.root());
-        self.node.cache().commit(Claim::Own(&content.narinfo), Some(&staged), audience).unwrap();
+        self.node.cache().commit(Claim::Own(&content.narinfo, Keep::Copy), Some(&staged), audience).unwrap();
     }
 
     /// Sends `bytes` and reads until the server closes.

@@ -5,11 +5,12 @@
 //! out of the mirror from then on.
 
 use super::Events;
+use super::keep::{forget_vanished, release};
 use super::places::parse_peer;
 use crate::Node;
 use crate::control::protocol::{Class, Done, Failure, Item};
 use crate::network::Session;
-use crate::store::{GcOptions, GcReport, Op, PathRecord};
+use crate::store::{GcOptions, GcReport, Keep, Op, PathRecord};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, DAG_PB};
 use nipfs_proto::dag::walk::Visit;
@@ -101,9 +102,17 @@ pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: i
 }
 
 async fn sweep(node: &Node, dry_run: bool, max_size: Option<u64>) -> Result<GcReport, Failure> {
+    let vanished = forget_vanished(node, dry_run).await?;
     let store = node.store().clone();
     let report = tokio::task::spawn_blocking(move || store.gc(&GcOptions { dry_run, max_size })).await;
-    Ok(report.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    let mut report = report.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+    if dry_run {
+        report.kept_paths = report.kept_paths.saturating_sub(vanished.len() as u64);
+    } else {
+        release(node).await?;
+    }
+    report.dropped_paths.splice(..0, vanished);
+    Ok(report)
 }
 
 fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
@@ -158,7 +167,8 @@ impl Mirror {
         let (mirror, proved) = (self.address.clone(), record.clone());
         let change = move |now: PathRecord| {
             // Published anew while the mirror was asked: that is another promise.
-            (now == proved).then(|| Op::PutPath(PathRecord { pinned: false, mirror: Some(mirror), ..now }))
+            (now == proved)
+                .then(|| Op::PutPath(PathRecord { pinned: false, mirror: Some(mirror), keep: Keep::Copy, ..now }))
         };
         let hash = record.store_path.hash_part();
         let changed = tokio::task::spawn_blocking(move || cache.change(&hash, &lease, change)).await;

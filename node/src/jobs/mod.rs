@@ -6,6 +6,7 @@
 
 pub mod collect;
 pub mod fetch;
+pub mod keep;
 pub mod mirror;
 pub(crate) mod narinfos;
 pub mod obtain;

@@ -135,7 +135,11 @@ pub async fn remove(node: &Node, target: &str) -> Result<Done, Failure> {
     let op = match parse(target)? {
         Target::Path(hash) => {
             let remove = move |record: PathRecord| (record.pinned || record.published).then_some(Op::RemovePath(hash));
-            return if change(node, hash, lease, remove).await? { Ok(Done::Ok) } else { Err(unknown()) };
+            if !change(node, hash, lease, remove).await? {
+                return Err(unknown());
+            }
+            super::keep::release(node).await?;
+            return Ok(Done::Ok);
         }
         Target::Root(cid) => {
             let pins = node.store().pins().collect::<Result<Vec<_>, _>>()?;

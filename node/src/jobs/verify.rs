@@ -4,10 +4,12 @@
 //! its NarHash, not with our own records. With `repair` damaged blocks are dropped and fetched again.
 
 use super::Events;
+use super::keep::{forget_vanished, release};
 use super::places::{Whom, places};
 use crate::Node;
 use crate::control::protocol::{Class, Done, Failure, Report};
 use crate::dag::read::{Counters, Sources, block as block_of, read};
+use crate::store::{Keep, Lease, Op, PathRecord};
 use futures::{StreamExt, pin_mut};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
@@ -35,6 +37,9 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
     } else {
         Sources::local(node.store().clone())
     };
+    for path in forget_vanished(node, true).await? {
+        events.note(format!("{path}: no longer in the Nix store, and forgotten with the next gc")).await?;
+    }
     for (target, root, nar_hash) in pinned(node)? {
         let whole = walk(root, &sources, node, &mut damaged, &mut repaired).await?;
         let matches = match nar_hash {
@@ -49,11 +54,27 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
     }
     if !repaired.is_empty() {
         // What was fetched again is durable before we say so.
-        node.commit(lease, Vec::new()).await?;
+        node.commit(lease.clone(), Vec::new()).await?;
+        keep_copies(node, &broken_paths, lease).await?;
     }
     let damaged = damaged.values().map(ToString::to_string).collect();
     let damaged_records = checked.damaged_records;
     Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths, damaged_records })
+}
+
+/// Whole paths whose trees do not give their blocks have them in the store now.
+async fn keep_copies(node: &Node, broken: &[String], lease: Arc<Lease>) -> Result<(), Failure> {
+    for record in node.store().paths() {
+        let record = record?;
+        if node.store().is_backed(&record) || broken.contains(&record.store_path.to_absolute_path()) {
+            continue;
+        }
+        let (cache, lease, hash) = (node.cache().clone(), lease.clone(), record.store_path.hash_part());
+        let copied = move |now: PathRecord| Some(Op::PutPath(PathRecord { keep: Keep::Copy, ..now }));
+        let changed = tokio::task::spawn_blocking(move || cache.change(&hash, &lease, copied)).await;
+        changed.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+    }
+    release(node).await
 }
 
 type Pinned = (String, Cid, Option<(NarHash, u64)>);
@@ -63,7 +84,9 @@ fn pinned(node: &Node) -> Result<Vec<Pinned>, Failure> {
     for record in node.store().paths() {
         let record = record?;
         let nar_hash = record.nar_hash;
+        // A path that went with its tree is no damage.
         if record.pinned
+            && !node.store().has_vanished(&record)
             && let Some((root, size)) = node.cache().root(&nar_hash, None)?
         {
             pinned.push((record.store_path.to_absolute_path(), root, Some((nar_hash, size))));

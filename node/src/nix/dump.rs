@@ -4,6 +4,7 @@
 //! a tree that is moved meanwhile stays one tree. Memory: the names of the open directories (at most 64)
 //! and 512 KiB. A tree with something that no NAR can hold is refused, and what was written so far is useless.
 
+use bytes::Bytes;
 use nipfs_proto::nix::nar::{Event, MAX_DEPTH, MAX_NAME, Writer};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use std::ffi::{CStr, CString, OsStr};
@@ -12,6 +13,7 @@ use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use tokio::sync::mpsc;
 
 /// Bytes that are read and written at once.
 const PIECE: usize = 256 << 10;
@@ -167,6 +169,23 @@ impl<W: Write> Dump<'_, W> {
         let mut path = self.path.to_owned();
         path.extend(below_root);
         path
+    }
+}
+
+/// Takes a NAR on a thread of its own and hands it on in pieces of at most 256 KiB. When nobody takes them any more,
+/// writing fails.
+#[derive(Debug)]
+pub struct Pieces(pub mpsc::Sender<Bytes>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        let sent = self.0.blocking_send(Bytes::copy_from_slice(piece));
+        sent.map(|()| piece.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod closure;
 pub mod database;
 pub mod dump;
+pub mod gc_roots;
 pub mod import;
 pub mod keys;
 pub mod path_info;

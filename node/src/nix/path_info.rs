@@ -179,7 +179,7 @@ fn content_address(method: &str, hash: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const NOTE: &str = "5cj1lxfm9036yy5dlfj3s6ainzfhvy5d-note.txt";
@@ -266,7 +266,7 @@ mod tests {
 
     /// A program that stands for `nix`. A shell writes it: had this process a writable handle, a child that another test
     /// forks would have it too, and the program would be busy.
-    fn script(directory: &tempfile::TempDir, text: &str) -> std::path::PathBuf {
+    pub(in crate::nix) fn script(directory: &tempfile::TempDir, text: &str) -> std::path::PathBuf {
         let path = directory.path().join("nix");
         let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 700 "$0""#;
         let status = std::process::Command::new("sh").args(["-c", write]).arg(&path).arg(text).status();

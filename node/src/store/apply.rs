@@ -81,7 +81,7 @@ impl<'a> Writer<'a> {
         }
         let totals = &mut self.state.totals;
         totals.blocks += 1;
-        totals.stored += u64::from(row.location.stored());
+        totals.stored += u64::from(row.location.stored);
         totals.plain += u64::from(row.size);
         self.put(key(BLOCK, &digest.0), row.to_row())
     }
@@ -89,7 +89,7 @@ impl<'a> Writer<'a> {
     fn discount(&mut self, old: &BlockRow) {
         let totals = &mut self.state.totals;
         totals.blocks = totals.blocks.saturating_sub(1);
-        totals.stored = totals.stored.saturating_sub(u64::from(old.location.stored()));
+        totals.stored = totals.stored.saturating_sub(u64::from(old.location.stored));
         totals.plain = totals.plain.saturating_sub(u64::from(old.size));
     }
 

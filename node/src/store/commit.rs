@@ -2,15 +2,16 @@
 
 use super::lease::Lease;
 use super::ops::Batch;
-use super::{Op, PathRecord, Store, StoreError, lock};
+use super::{Keep, Op, PathRecord, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::store_path::StorePath;
 use std::sync::{PoisonError, RwLockWriteGuard};
 
 impl Store {
     pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {
-        for root in self.roots_of(&ops)? {
-            self.protect(lease, &root)?;
+        for (root, own) in self.roots_of(&ops)? {
+            self.protect(lease, &root, own.as_ref())?;
         }
         let log = &self.0.log;
         if ops.is_empty() {
@@ -46,13 +47,17 @@ impl Store {
         Ok(roots)
     }
 
-    /// The roots of the DAGs that must be complete for these changes.
-    fn roots_of(&self, ops: &[Op]) -> Result<Vec<Cid>, StoreError> {
+    /// The roots of the DAGs that must be complete for these changes, each with the tree its blocks may be made of.
+    fn roots_of(&self, ops: &[Op]) -> Result<Vec<(Cid, Option<StorePath>)>, StoreError> {
         let mut roots = Vec::new();
         for op in ops {
             match op {
-                Op::PutPin(pin) => roots.push(pin.cid),
-                Op::PutPath(path) if !path.is_remote() => roots.extend(self.nar_roots(&path.nar_hash, ops)?),
+                Op::PutPin(pin) => roots.push((pin.cid, None)),
+                Op::PutPath(path) if !path.is_remote() => {
+                    let own = Some(&path.store_path).filter(|_| path.keep != Keep::Copy);
+                    let cids = self.nar_roots(&path.nar_hash, ops)?;
+                    roots.extend(cids.into_iter().map(|cid| (cid, own.cloned())));
+                }
                 _ => {}
             }
         }
@@ -73,16 +78,15 @@ impl Store {
         Ok(nar.into_iter().flat_map(|nar| nar.roots).map(|(_, cid)| cid).collect())
     }
 
-    /// Protects every block of a DAG; an error when one is missing.
-    fn protect(&self, lease: &Lease, root: &Cid) -> Result<(), StoreError> {
+    /// Protects every block of a DAG, and brings in those that are made of another tree than `own`. An error when one
+    /// is missing.
+    fn protect(&self, lease: &Lease, root: &Cid, own: Option<&StorePath>) -> Result<(), StoreError> {
         let mut seen = lock(&self.0.leases).empty_set();
-        self.walk(
-            root,
-            &mut seen,
-            |cid, digest, _| {
-                if lease.touch(digest)? { Ok(()) } else { Err(StoreError::incomplete(root, cid)) }
-            },
-        )
+        self.walk(root, &mut seen, |cid, digest, row| {
+            let here = lease.touch(digest)?;
+            let here = here && row.map_or(Ok(true), |row| self.bring_in(lease, (digest, &row.location), own))?;
+            if here { Ok(()) } else { Err(StoreError::incomplete(root, cid)) }
+        })
     }
 
     fn check_nars(&self, ops: &[Op]) -> Result<(), StoreError> {

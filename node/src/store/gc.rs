@@ -6,7 +6,7 @@
 
 use super::digest_set::DigestSet;
 use super::ops::Batch;
-use super::{Op, PathRecord, Store, StoreError, lock};
+use super::{Keep, Op, PathRecord, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
 use nipfs_proto::nix::store_path::StorePath;
@@ -123,7 +123,7 @@ impl Store {
         for root in roots {
             self.walk(root, marked, |cid, digest, row| {
                 let row = row.ok_or_else(|| StoreError::incomplete(root, cid))?;
-                need += u64::from(row.location.stored());
+                need += u64::from(row.location.stored);
                 fresh.push(*digest);
                 Ok(())
             })?;
@@ -145,7 +145,7 @@ impl Store {
             let (digest, row) = block?;
             if !plan.marked.contains(&digest) && !lock(&self.0.leases).protects(&digest) {
                 report.dropped_blocks += 1;
-                report.freed_bytes += u64::from(row.location.stored());
+                report.freed_bytes += u64::from(row.location.stored);
             }
         }
         Ok(report)
@@ -164,7 +164,7 @@ impl Store {
                 continue;
             }
             ops.push(match path.mirror {
-                Some(_) => Op::PutPath(PathRecord { pinned: false, ..path.clone() }),
+                Some(_) => Op::PutPath(PathRecord { pinned: false, keep: Keep::Copy, ..path.clone() }),
                 None => Op::RemovePath(hash),
             });
             report.dropped_paths.push(path.store_path.clone());

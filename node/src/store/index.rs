@@ -7,7 +7,7 @@
 use super::apply::Writer;
 use super::log::Change;
 use super::ops::{CidPin, NarRecord, PathRecord, Row};
-use super::record::{Content, Header};
+use super::record::{Content, Form, Header};
 use super::{Location, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
@@ -281,15 +281,15 @@ impl Row for State {
 }
 
 const IN_PACK: u8 = 0;
-const ZSTD: u8 = 1;
+/// Beside the bits of [`Form::flags`].
 const PUBLIC: u8 = 2;
 const LEAF: u8 = 4;
 
 impl Row for BlockRow {
     fn to_row(&self) -> Vec<u8> {
-        let Location::Pack { segment, offset, stored, zstd } = self.location;
+        let Location { segment, offset, stored, form } = self.location;
         let flag = |set, flag| if set { flag } else { 0 };
-        let flags = flag(zstd, ZSTD) | flag(self.public, PUBLIC) | flag(self.leaf, LEAF);
+        let flags = form.flags() | flag(self.public, PUBLIC) | flag(self.leaf, LEAF);
         let mut row = vec![IN_PACK, flags];
         for number in [segment, offset, stored, self.size] {
             row.extend_from_slice(&number.to_le_bytes());
@@ -302,7 +302,7 @@ impl Row for BlockRow {
         let (numbers, []) = rest.as_chunks() else { return None };
         let &[segment, offset, stored, size] = numbers else { return None };
         let [segment, offset, stored, size] = [segment, offset, stored, size].map(u32::from_le_bytes);
-        let location = Location::Pack { segment, offset, stored, zstd: flags & ZSTD != 0 };
+        let location = Location { segment, offset, stored, form: Form::of_flags(flags)? };
         Some(Self { location, size, leaf: flags & LEAF != 0, public: flags & PUBLIC != 0 })
     }
 }

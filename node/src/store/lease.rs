@@ -1,6 +1,7 @@
 //! Leases: what keeps GC away from blocks that no commit refers to yet.
 
 use super::digest_set::DigestSet;
+use super::record::Form;
 use super::{Op, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
@@ -23,7 +24,7 @@ pub struct Lease {
 /// What [`Lease::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Put {
-    /// The block was not in the store before.
+    /// The store did not hold it before: neither its bytes nor, where only its place is stored, that.
     pub new: bool,
 }
 
@@ -41,18 +42,21 @@ impl Lease {
         self
     }
 
-    /// Stores a block, unless it is there, and protects it. It can be read at once and is durable after the next
-    /// commit. Blocks of identity CIDs are never stored.
+    /// Stores a block, unless its bytes are there, and protects it. It can be read at once and is durable after the
+    /// next commit. Blocks of identity CIDs are never stored.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`], [`StoreError::ReadOnly`], I/O.
     pub fn put(&self, block: &Block) -> Result<Put, StoreError> {
         let Some(digest) = block.digest() else { return Ok(Put { new: false }) };
-        if self.touch(&digest)? {
+        self.protect(&digest);
+        if self.store.has_packed(&digest)? {
             return Ok(Put { new: false });
         }
-        let packed = self.pack(block.bytes())?;
-        let new = self.store.append(digest, block.bytes(), packed.as_deref())?;
+        let new = match self.pack(block.bytes())? {
+            Some(packed) => self.store.append(digest, block.bytes(), Form::Zstd, &packed)?,
+            None => self.store.append(digest, block.bytes(), Form::Plain, block.bytes())?,
+        };
         Ok(Put { new })
     }
 
@@ -62,8 +66,16 @@ impl Lease {
     /// I/O.
     pub fn touch(&self, digest: &Digest) -> Result<bool, StoreError> {
         // Protected first, looked up second: GC deletes what is not protected under the same lock.
-        lock(&self.store.0.leases).protect(self.number, digest);
+        self.protect(digest);
         self.store.has(digest)
+    }
+
+    fn protect(&self, digest: &Digest) {
+        lock(&self.store.0.leases).protect(self.number, digest);
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Protects every block of a DAG, and tells whether all of them are here and can be walked.

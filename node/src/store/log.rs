@@ -8,7 +8,7 @@
 use super::disk;
 use super::index::{BlockRow, Index, Position};
 use super::ops::Batch;
-use super::record::{ALIGN, Content, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
+use super::record::{ALIGN, Content, Form, Header, Kind, RECORD_HEADER, SEGMENT_HEADER};
 use super::segments::{Segment, Segments};
 use super::{StoreError, lock};
 use nipfs_proto::block::Digest;
@@ -135,7 +135,7 @@ impl Log {
     pub(super) fn append_batch(&self, tail: &mut Tail, batch: Batch) -> Result<(), StoreError> {
         let payload = batch.encode()?;
         let plain = u32::try_from(payload.len()).map_err(|_| StoreError::CommitTooLarge(payload.len()))?;
-        let content = Content { kind: Kind::Batch, zstd: false, leaf: false, plain, digest: Digest([0; 32]) };
+        let content = Content { kind: Kind::Batch, form: Form::Plain, leaf: false, plain, digest: Digest([0; 32]) };
         self.append(tail, content, &payload)?;
         let mut overlay = lock(&self.overlay);
         for gone in &batch.gone {

@@ -12,6 +12,7 @@
 //! - Acknowledged is durable: append → fdatasync → index → return. The packs alone rebuild the index.
 //! - What a record refers to lies before it in the log, so one sync covers both.
 //! - A block is hashed on its way out; bytes that do not match are never served.
+//! - What a record refers to lies in the packs, or, as leaves, in the tree of the record's own path (see [`Keep`]).
 //! - GC deletes only what no pin reaches and no lease protects, and nothing deleted or unpublished comes back.
 //! - Only blocks of published DAGs are public.
 //!
@@ -28,6 +29,8 @@ mod lease;
 mod log;
 mod open;
 mod ops;
+mod outside;
+mod part;
 mod public;
 mod record;
 mod replay;
@@ -35,13 +38,14 @@ mod segments;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod trees;
 mod verify;
 mod walk;
 
 pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};
 pub use lease::{Lease, Put};
-pub use ops::{CidPin, NarRecord, Op, PathRecord};
+pub use ops::{CidPin, Keep, NarRecord, Op, PathRecord};
 pub use replay::Recovery;
 pub use verify::VerifyReport;
 
@@ -55,47 +59,42 @@ use nipfs_proto::block::{Block, Digest, MAX_BLOCK};
 use nipfs_proto::dag::codec::Node;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
-use record::{Content, Kind};
+use record::{Content, Form, Kind};
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Notify;
+use trees::Trees;
 
 /// How often a read follows a block that GC moves before it gives up.
 const MAX_MOVES: usize = 4;
 /// Damaged blocks that are remembered, so that a fresh copy can take their place.
 const MAX_DAMAGED: usize = 1 << 16;
 
-/// Where the bytes of a block lie.
+/// Where the record of a block lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Location {
-    /// In a pack segment.
-    Pack {
-        /// Number of the segment.
-        segment: u32,
-        /// Byte offset of the record in the segment.
-        offset: u32,
-        /// Bytes of the payload.
-        stored: u32,
-        /// The payload is a zstd frame.
-        zstd: bool,
-    },
+struct Location {
+    /// Number of the pack segment.
+    segment: u32,
+    /// Byte offset of the record in the segment.
+    offset: u32,
+    /// Bytes of the payload.
+    stored: u32,
+    /// What the payload is.
+    form: Form,
 }
 
 impl Location {
-    /// Bytes the block takes in the packs.
-    fn stored(&self) -> u32 {
-        let Self::Pack { stored, .. } = self;
-        *stored
-    }
-
     /// The whole record: number of the segment, and bytes in it.
     fn record(&self) -> (u32, Range<u64>) {
-        let Self::Pack { segment, offset, stored, .. } = *self;
-        (segment, u64::from(offset)..record::end(offset, stored))
+        (self.segment, u64::from(self.offset)..record::end(self.offset, self.stored))
+    }
+
+    /// Whether the bytes of the block are not in the packs.
+    fn is_outside(&self) -> bool {
+        self.form == Form::Outside
     }
 }
 
@@ -117,6 +116,7 @@ struct Inner {
     hiding: Mutex<()>,
     damaged: Mutex<HashSet<Digest>>,
     changed: Notify,
+    trees: Trees,
     recovery: Recovery,
     /// Last, so that it is unlocked after the index is closed.
     _lock: File,
@@ -179,6 +179,9 @@ impl Store {
         let mut row = self.0.log.lookup(&digest)?;
         for _ in 0..MAX_MOVES {
             let Some(BlockRow { location, size, .. }) = row else { return Ok(None) };
+            if !self.is_offered(&location)? {
+                return Ok(None);
+            }
             if let Some(bytes) = self.read(&location, size)?
                 && let Ok(block) = Block::verify(*cid, bytes)
             {
@@ -187,7 +190,7 @@ impl Store {
             // GC may have moved or deleted it under the read: only a row that is still the same is damaged.
             let again = self.0.log.lookup(&digest)?;
             if again.is_some_and(|row| row.location == location) {
-                return Err(self.damaged(digest, &location));
+                return self.condemn(digest, &location)?.map_or(Ok(None), Err);
             }
             row = again;
         }
@@ -207,8 +210,17 @@ impl Store {
     /// # Errors
     /// I/O.
     pub fn size(&self, digest: &Digest) -> Result<Option<u32>, StoreError> {
+        let row = self.0.log.lookup(digest)?.filter(|_| !lock(&self.0.damaged).contains(digest));
+        match row {
+            Some(row) if self.is_offered(&row.location)? => Ok(Some(row.size)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the bytes of a block are in the packs, not known to be damaged.
+    fn has_packed(&self, digest: &Digest) -> Result<bool, StoreError> {
         let row = self.0.log.lookup(digest)?;
-        Ok(row.filter(|_| !lock(&self.0.damaged).contains(digest)).map(|row| row.size))
+        Ok(row.is_some_and(|row| !row.location.is_outside()) && !lock(&self.0.damaged).contains(digest))
     }
 
     /// Whether a block is here and belongs to a published DAG.
@@ -281,18 +293,17 @@ impl Store {
         Ok(Stats { blocks: totals.blocks, stored_bytes: totals.stored, logical_bytes: totals.plain, roots })
     }
 
-    /// Appends a block unless it is there by now; `packed` is its zstd frame, if that is to be stored.
-    fn append(&self, digest: Digest, bytes: &Bytes, packed: Option<&[u8]>) -> Result<bool, StoreError> {
+    /// Appends a block unless it is there by now; `payload` gives its bytes in this form.
+    fn append(&self, digest: Digest, bytes: &Bytes, form: Form, payload: &[u8]) -> Result<bool, StoreError> {
         let log = &self.0.log;
         log.relieve()?;
-        let payload = packed.unwrap_or(bytes);
         let plain = u32::try_from(bytes.len()).map_err(|_| StoreError::CommitTooLarge(bytes.len()))?;
         // Whatever codec it comes with, the same bytes may be linked as dag-pb later.
         let leaf = Node::decode(bytes).is_ok_and(|node| node.links.is_empty());
-        let content = Content { kind: Kind::Block, zstd: packed.is_some(), leaf, plain, digest };
+        let content = Content { kind: Kind::Block, form, leaf, plain, digest };
         log.check_space(payload.len() as u64)?;
         let mut tail = log.tail();
-        if self.has(&digest)? {
+        if self.has_packed(&digest)? {
             return Ok(false);
         }
         log.append_block(&mut tail, content, payload)?;
@@ -303,26 +314,17 @@ impl Store {
 
     /// The plain bytes at a location, not hashed yet; `None` when they cannot be what was stored.
     fn read(&self, location: &Location, size: u32) -> Result<Option<Bytes>, StoreError> {
-        let Location::Pack { zstd, .. } = *location;
         let size = size as usize;
-        if size > MAX_BLOCK || location.stored() as usize > MAX_BLOCK + 1024 {
+        if size > MAX_BLOCK || location.stored as usize > MAX_BLOCK + 1024 {
             return Ok(None);
         }
-        let payload = self.0.log.segments.payload(location)?;
-        let plain = match payload {
-            Some(payload) if zstd => zstd::bulk::decompress(&payload, size).ok(),
-            other => other,
+        let payload = || self.0.log.segments.payload(location);
+        let plain = match location.form {
+            Form::Plain => payload()?.map(Bytes::from),
+            Form::Zstd => payload()?.and_then(|payload| zstd::bulk::decompress(&payload, size).ok()).map(Bytes::from),
+            Form::Outside => self.read_outside(location)?,
         };
-        Ok(plain.filter(|plain| plain.len() == size).map(Bytes::from))
-    }
-
-    fn damaged(&self, digest: Digest, location: &Location) -> StoreError {
-        let mut damaged = lock(&self.0.damaged);
-        if damaged.len() < MAX_DAMAGED {
-            damaged.insert(digest);
-        }
-        let Location::Pack { segment, offset, .. } = *location;
-        StoreError::Damaged { digest, segment, offset }
+        Ok(plain.filter(|plain| plain.len() == size))
     }
 }
 

@@ -7,7 +7,9 @@ use super::log::{self, Log, MARGIN};
 use super::record::{SEGMENT_HEADER, Salt};
 use super::replay::{self, Recovery};
 use super::segments::{self, Segment, Segments};
+use super::trees::Trees;
 use super::{Inner, Store, StoreError};
+use nipfs_proto::nix::store_path::STORE_DIR;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -30,11 +32,11 @@ impl Store {
     /// # Errors
     /// [`StoreError::InUse`], [`StoreError::Newer`], [`StoreError::BadFile`], I/O.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        Self::open_on(dir, Disk::default(), log::SEGMENT_SIZE)
+        Self::open_beside(dir, Path::new(STORE_DIR), Disk::default(), log::SEGMENT_SIZE)
     }
 
-    /// Opens a store with segments of another size.
-    pub(super) fn open_on(dir: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
+    /// Opens a store with segments of another size, beside the Nix store in `trees`.
+    pub(super) fn open_beside(dir: &Path, trees: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
         fs::create_dir_all(dir).map_err(StoreError::io("create", dir))?;
         let lock = acquire(dir)?;
         let packs = dir.join("packs");
@@ -66,6 +68,7 @@ impl Store {
             hiding: Mutex::new(()),
             damaged: Mutex::new(HashSet::new()),
             changed: Notify::new(),
+            trees: Trees::new(trees),
             recovery,
             _lock: lock,
         };

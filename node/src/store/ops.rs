@@ -13,6 +13,7 @@ use nipfs_proto::block::Digest;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use prost::Message;
+use serde::{Deserialize, Serialize};
 
 /// A NAR that the store can give out, and the roots of the DAGs that hold it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,19 @@ impl NarRecord {
     }
 }
 
+/// Where the blocks of a path lie that are parts of its NAR, and what happens to the path when they go from there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// In the packs.
+    #[default]
+    Copy,
+    /// In the tree of the path on this machine, which a GC root of Nix's keeps while the path is pinned.
+    Rooted,
+    /// In the tree of the path on this machine. When Nix deletes that, the path goes from here too.
+    Weak,
+}
+
 /// A store path of the cache: its narinfo and what holds it here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathRecord {
@@ -51,6 +65,8 @@ pub struct PathRecord {
     pub mirror: Option<String>,
     /// When it was added, in seconds since 1970.
     pub added_unix: u64,
+    /// Where its blocks lie. [`Keep::Copy`] when it is not pinned.
+    pub keep: Keep,
 }
 
 impl PathRecord {

@@ -16,7 +16,8 @@
 //! GC erases whole records, many at once where they lie side by side. A scan takes zeros between two records for
 //! such a hole. A payload is never all zeros, so that a hole that lacks its first bytes is known as one, too.
 //!
-//! `flags`: 1, the payload is one zstd frame; 2, the bytes of the block, read as dag-pb, are a node without links.
+//! `flags`: 1, the payload is one zstd frame; 2, the bytes of the block, read as dag-pb, are a node without links;
+//! 8, the payload says where on this machine the bytes lie (see `part`).
 
 use super::Location;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
@@ -36,6 +37,7 @@ const SEGMENT_MAGIC: &[u8; 8] = b"nipfspak";
 const RECORD_MAGIC: &[u8; 4] = b"nREC";
 const FLAG_ZSTD: u8 = 1;
 const FLAG_LEAF: u8 = 2;
+const FLAG_OUTSIDE: u8 = 8;
 
 /// Random bytes of one store that every header checksum starts with.
 pub(super) type Salt = [u8; 16];
@@ -49,15 +51,48 @@ pub(super) enum Kind {
     Batch,
 }
 
+/// How the payload of a block's record gives the bytes of the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    /// It is the bytes.
+    Plain,
+    /// It is one zstd frame around them.
+    Zstd,
+    /// It says which part of which tree on this machine they are made of: a [`Part`](super::part::Part).
+    Outside,
+}
+
+impl Form {
+    /// The form as flags of a header or an index row, in the bits of [`Self::MASK`].
+    pub(super) fn flags(self) -> u8 {
+        match self {
+            Self::Plain => 0,
+            Self::Zstd => FLAG_ZSTD,
+            Self::Outside => FLAG_OUTSIDE,
+        }
+    }
+
+    /// `None` for flags that exclude each other.
+    pub(super) fn of_flags(flags: u8) -> Option<Self> {
+        match flags & Self::MASK {
+            0 => Some(Self::Plain),
+            FLAG_ZSTD => Some(Self::Zstd),
+            FLAG_OUTSIDE => Some(Self::Outside),
+            _ => None,
+        }
+    }
+
+    const MASK: u8 = FLAG_ZSTD | FLAG_OUTSIDE;
+}
+
 /// What a header says about its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) kind: Kind,
-    /// The payload is one zstd frame.
-    pub(super) zstd: bool,
+    pub(super) form: Form,
     /// The plain bytes, read as dag-pb, are a node without links, so that a walk need not read them.
     pub(super) leaf: bool,
-    /// Bytes of the payload after decompression.
+    /// Bytes of what the payload gives.
     pub(super) plain: u32,
     /// Digest of the plain bytes.
     pub(super) digest: Digest,
@@ -80,12 +115,12 @@ impl Header {
     pub(super) fn encode(&self, salt: &Salt) -> [u8; RECORD_HEADER] {
         let mut out = [0; RECORD_HEADER];
         out[..4].copy_from_slice(RECORD_MAGIC);
-        let Content { kind, zstd, leaf, plain, digest } = self.content;
+        let Content { kind, form, leaf, plain, digest } = self.content;
         out[4] = match kind {
             Kind::Block => 1,
             Kind::Batch => 2,
         };
-        out[5] = if zstd { FLAG_ZSTD } else { 0 } | if leaf { FLAG_LEAF } else { 0 };
+        out[5] = form.flags() | if leaf { FLAG_LEAF } else { 0 };
         out[8..12].copy_from_slice(&self.offset.to_le_bytes());
         out[12..16].copy_from_slice(&self.durable.to_le_bytes());
         out[16..20].copy_from_slice(&self.stored.to_le_bytes());
@@ -109,7 +144,7 @@ impl Header {
         };
         let content = Content {
             kind,
-            zstd: bytes[5] & FLAG_ZSTD != 0,
+            form: Form::of_flags(bytes[5])?,
             leaf: bytes[5] & FLAG_LEAF != 0,
             plain: word(bytes, 20),
             digest: Digest(bytes[24..56].try_into().ok()?),
@@ -129,7 +164,7 @@ impl Header {
 
     /// Where the record lies, if it is in this segment.
     pub(super) fn location(&self, segment: u32) -> Location {
-        Location::Pack { segment, offset: self.offset, stored: self.stored, zstd: self.content.zstd }
+        Location { segment, offset: self.offset, stored: self.stored, form: self.content.form }
     }
 
     /// Offset of the payload in the segment.
@@ -180,17 +215,20 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        let content = Content { kind: Kind::Block, zstd: true, leaf: true, plain: 20, digest: Digest::of(b"x") };
+        let content = Content { kind: Kind::Block, form: Form::Zstd, leaf: true, plain: 20, digest: Digest::of(b"x") };
         Header { content, offset: 128, durable: 64, stored: 9, payload_crc: 7 }
     }
 
     #[test]
     fn a_header_survives_the_round_trip_and_ends_aligned() {
         let salt = [3; 16];
-        for (zstd, leaf) in [(false, false), (false, true), (true, false), (true, true)] {
-            let header = Header { content: Content { zstd, leaf, ..header().content }, ..header() };
-            assert_eq!(Header::decode(&header.encode(&salt), 128, &salt), Some(header));
+        for form in [Form::Plain, Form::Zstd, Form::Outside] {
+            for leaf in [false, true] {
+                let header = Header { content: Content { form, leaf, ..header().content }, ..header() };
+                assert_eq!(Header::decode(&header.encode(&salt), 128, &salt), Some(header));
+            }
         }
+        assert_eq!(Form::of_flags(FLAG_ZSTD | FLAG_OUTSIDE), None);
         assert_eq!(header().end(), 208);
     }
 

@@ -154,7 +154,7 @@ impl Segments {
 
     /// The payload at a location; `None` when the segment is gone or ends before it.
     pub(super) fn payload(&self, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
-        let Location::Pack { segment, offset, stored, .. } = *location;
+        let Location { segment, offset, stored, .. } = *location;
         let Some(segment) = self.open(segment)? else { return Ok(None) };
         segment.read(u64::from(offset) + RECORD_HEADER as u64, stored as usize)
     }

@@ -84,7 +84,7 @@ impl Store {
             return Ok(spared);
         }
         let gone = candidates.iter().map(|(digest, row)| {
-            let Location::Pack { segment, offset, .. } = row.location;
+            let Location { segment, offset, .. } = row.location;
             Gone { digest: *digest, segment, offset }
         });
         log.append_batch(&mut tail, Batch { gone: gone.collect(), ..Batch::default() })?;
@@ -96,7 +96,7 @@ impl Store {
 
     fn erase(&self, deleted: &mut Vec<Location>, report: &mut GcReport) -> Result<(), StoreError> {
         report.dropped_blocks += deleted.len() as u64;
-        report.freed_bytes += deleted.iter().map(|location| u64::from(location.stored())).sum::<u64>();
+        report.freed_bytes += deleted.iter().map(|location| u64::from(location.stored)).sum::<u64>();
         self.0.log.segments.erase(deleted.drain(..).map(|location| location.record()).collect())
     }
 
@@ -255,7 +255,7 @@ impl Store {
 
 impl Live {
     fn add(&mut self, row: &BlockRow) {
-        let Location::Pack { segment, stored, .. } = row.location;
+        let Location { segment, stored, .. } = row.location;
         *self.bytes.entry(segment).or_default() += u64::from(stored) + RECORD_HEADER as u64;
     }
 }

@@ -13,7 +13,7 @@ pub struct VerifyReport {
     pub blocks: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Blocks that do not match their digests.
+    /// Blocks in the packs that do not match their digests.
     pub damaged: Vec<Digest>,
     /// Roots of DAGs that should be complete and are not, each with the first block that is missing or unreadable.
     pub incomplete: Vec<(Cid, Cid)>,
@@ -39,6 +39,9 @@ impl Store {
         let _one = lock(&self.0.gc);
         let mut report = VerifyReport { damaged_records: self.recovery().damages, ..VerifyReport::default() };
         let mut damaged = Vec::new();
+        if deep {
+            self.0.trees.trust_all();
+        }
         for block in self.0.log.index.blocks() {
             let (digest, row) = block?;
             report.blocks += 1;
@@ -46,9 +49,11 @@ impl Store {
             let good = if deep { self.is_sound(&digest, &row)? } else { self.has_header(&digest, &row)? };
             // GC does not run, but a fresh copy may have taken the place of a damaged one.
             if !good && self.0.log.lookup(&digest)?.is_some_and(|now| now.location == row.location) {
-                self.damaged(digest, &row.location);
-                report.damaged.push(digest);
-                damaged.push((digest, row));
+                // What lies outside is not ours to be damaged: the DAGs that need it are incomplete.
+                if self.condemn(digest, &row.location)?.is_some() {
+                    report.damaged.push(digest);
+                    damaged.push((digest, row));
+                }
             }
         }
         if repair {
@@ -65,13 +70,14 @@ impl Store {
         Ok(report)
     }
 
-    fn is_sound(&self, digest: &Digest, row: &BlockRow) -> Result<bool, StoreError> {
+    /// Whether the bytes of a block are there and match its digest.
+    pub(super) fn is_sound(&self, digest: &Digest, row: &BlockRow) -> Result<bool, StoreError> {
         let bytes = self.read(&row.location, row.size)?;
         Ok(bytes.is_some_and(|bytes| Block::verify(digest.raw_cid(), bytes).is_ok()))
     }
 
     fn has_header(&self, digest: &Digest, row: &BlockRow) -> Result<bool, StoreError> {
-        let Location::Pack { segment, offset, stored, .. } = row.location;
+        let Location { segment, offset, stored, .. } = row.location;
         let segments = &self.0.log.segments;
         let Some(segment) = segments.open(segment)? else { return Ok(false) };
         let header = segment.header(u64::from(offset), &segments.salt)?;

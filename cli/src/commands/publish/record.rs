@@ -54,7 +54,7 @@ impl Publisher<'_> {
 
     /// Makes the node serve the narinfo, writes its file, and prints the line.
     pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
-        let request = Request::Commit { narinfo: narinfo.text().to_owned() };
+        let request = Request::Commit { narinfo: narinfo.text().to_owned(), keep: self.keep };
         self.client().await?.call(request).await?;
         // Before the narinfo: who finds that can have the NAR.
         self.write_nar(narinfo).await?;

@@ -2,17 +2,16 @@
 
 use super::Publisher;
 use crate::outcome::Stop;
-use bytes::Bytes;
-use nipfs_node::control::frame::DATA_PIECE;
+use nipfs_node::control::client::Event;
 use nipfs_node::control::protocol::{Class, Done, Failure, Request};
-use nipfs_node::nix::dump::{DumpError, dump};
+use nipfs_node::nix::dump::{DumpError, Pieces, dump};
 use nipfs_proto::block::{Cid, parse_cid};
 use nipfs_proto::nix::NarHash;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
-/// Pieces that are read ahead, of at most [`DATA_PIECE`] bytes.
+/// Pieces that are read ahead.
 const AHEAD: usize = 4;
 
 /// Where a NAR comes from.
@@ -70,15 +69,26 @@ impl Publisher<'_> {
         if sent.is_err() {
             self.client = None;
         }
-        match sent? {
-            Done::Staged { root, nar_hash, nar_size, new_bytes } => {
-                let unreadable =
-                    |error| Failure::new(Class::Failed, format!("not a NarHash: {nar_hash}")).because(&error);
-                let nar_hash = nar_hash.parse().map_err(unreadable)?;
-                Ok(Staged { root: parse_root(&root)?, nar_hash, nar_size, new_bytes })
+        staged(sent?)
+    }
+
+    /// Lets the node read a valid store path, whose bytes stay where they are.
+    ///
+    /// # Errors
+    /// When the node does not take it.
+    pub(super) async fn stage_outside(&mut self, path: &str) -> Result<Staged, Stop> {
+        let (printer, profile) = (self.app.printer, self.profile.to_string());
+        let mut exchange =
+            self.client().await?.request(Request::StageOutside { path: path.to_owned(), profile }).await?;
+        let done = loop {
+            match exchange.next().await? {
+                Event::Report(report) => printer.report(&report),
+                Event::Done(done) => break done,
+                event => return Err(crate::commands::out_of_turn(&event).into()),
             }
-            other => Err(crate::commands::out_of_turn(&other).into()),
-        }
+        };
+        printer.clear();
+        staged(done)
     }
 
     async fn send(&mut self, name: &str, source: Source, total: u64) -> Result<Done, Stop> {
@@ -100,19 +110,13 @@ impl Publisher<'_> {
     }
 }
 
-/// The writing end of the channel between the reading thread and the connection.
-struct Pieces(mpsc::Sender<Bytes>);
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(DATA_PIECE)];
-        let sent = self.0.blocking_send(Bytes::copy_from_slice(piece));
-        sent.map(|()| piece.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn staged(done: Done) -> Result<Staged, Stop> {
+    let Done::Staged { root, nar_hash, nar_size, new_bytes } = done else {
+        return Err(crate::commands::out_of_turn(&done).into());
+    };
+    let unreadable = |error| Failure::new(Class::Failed, format!("not a NarHash: {nar_hash}")).because(&error);
+    let nar_hash = nar_hash.parse().map_err(unreadable)?;
+    Ok(Staged { root: parse_root(&root)?, nar_hash, nar_size, new_bytes })
 }
 
 /// Reads a CID that the node sent.

@@ -125,7 +125,7 @@ async fn a_car_with_a_hole_does_not_end_well() {
     let server = Server::start().await;
     let content = Content::new(1, 5 << 20, None);
     let staged = server.node.cache().stage(&content.nar[..], PROFILE).unwrap();
-    server.node.cache().commit(Claim::Own(&content.narinfo), Some(&staged), Audience::World).unwrap();
+    server.node.cache().commit(Claim::Own(&content.narinfo, Keep::Copy), Some(&staged), Audience::World).unwrap();
     let packs = std::fs::read_dir(server.node.state().join("store/packs")).unwrap();
     let pack = packs.map(|entry| entry.unwrap().path()).min().unwrap();
     let mut bytes = std::fs::read(&pack).unwrap();

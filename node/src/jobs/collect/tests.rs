@@ -31,6 +31,7 @@ async fn gc_tells_what_it_dropped_however_much_that_is() {
             pinned: false,
             mirror: None,
             added_unix: unix_now(),
+            keep: Keep::Copy,
         })
     };
     lease.commit([Op::PutNar(nar)].into_iter().chain((0..PATHS).map(path)).collect()).unwrap();

@@ -80,6 +80,16 @@ pub(super) struct Path {
     pub(super) mirror: Option<String>,
     #[prost(uint64, tag = "7")]
     pub(super) added_unix: u64,
+    #[prost(enumeration = "Keep", tag = "8")]
+    pub(super) keep: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub(super) enum Keep {
+    Copy = 0,
+    Rooted = 1,
+    Weak = 2,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -157,6 +167,12 @@ impl From<&PathRecord> for Path {
             pinned: path.pinned,
             mirror: path.mirror.clone(),
             added_unix: path.added_unix,
+            keep: match path.keep {
+                super::Keep::Copy => Keep::Copy,
+                super::Keep::Rooted => Keep::Rooted,
+                super::Keep::Weak => Keep::Weak,
+            }
+            .into(),
         }
     }
 }
@@ -173,6 +189,11 @@ impl TryFrom<Path> for PathRecord {
             pinned: path.pinned,
             mirror: path.mirror,
             added_unix: path.added_unix,
+            keep: match Keep::try_from(path.keep).map_err(|_| Malformed)? {
+                Keep::Copy => super::Keep::Copy,
+                Keep::Rooted => super::Keep::Rooted,
+                Keep::Weak => super::Keep::Weak,
+            },
         })
     }
 }

@@ -3,7 +3,9 @@
 
 use super::super::{GcOptions, StoreError};
 use super::faults::Faults;
+use super::outside::outside;
 use super::*;
+use nipfs_proto::nix::nar::{Event, Writer};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -22,6 +24,28 @@ fn own(seed: u64) -> Vec<Block> {
     dag(seed, 5, 1_900)
 }
 
+/// This one is kept outside the store.
+const OUTSIDE: u64 = 4;
+
+/// Writes the tree of the DAG that is kept outside: a file of its leaves.
+fn plant_tree(nix: &Path) {
+    let record = path(OUTSIDE, root(&own(OUTSIDE)));
+    let leaves: Vec<_> = own(OUTSIDE)[..5].iter().flat_map(|leaf| leaf.bytes().to_vec()).collect();
+    fs::create_dir(nix).unwrap();
+    fs::write(nix.join(record.store_path.base_name()), leaves).unwrap();
+}
+
+fn put_outside(lease: &Lease, dag: &[Block]) -> Result<Vec<Op>, StoreError> {
+    let record = PathRecord { keep: Keep::Weak, ..path(OUTSIDE, root(dag)) };
+    let mut frame = Vec::new();
+    Writer::new().write(&Event::File { name: b"", executable: false, size: 0 }, &mut frame);
+    let mut offset = frame.len() as u64;
+    for block in dag {
+        offset += lease.put_outside(block, &record.store_path, offset)?.1;
+    }
+    Ok(vec![Op::PutNar(nar(root(dag))), Op::PutPath(record)])
+}
+
 /// Publishes, unpublishes and collects until something fails.
 fn live(store: &Store, known: &mut Known) -> Result<(), StoreError> {
     for round in 0..3 {
@@ -30,10 +54,12 @@ fn live(store: &Store, known: &mut Known) -> Result<(), StoreError> {
             known.removed.retain(|removed| *removed != seed);
             known.deleted.retain(|deleted| root(deleted) != root(&dag));
             let lease = store.lease();
-            for block in &dag {
-                lease.put(block)?;
+            if seed == OUTSIDE {
+                lease.commit(put_outside(&lease, &dag)?)?;
+            } else {
+                dag.iter().try_for_each(|block| lease.put(block).map(drop))?;
+                lease.commit(entry(seed, root(&dag)))?;
             }
-            lease.commit(entry(seed, root(&dag)))?;
             known.held.insert(seed, dag);
         }
         for seed in (1..=4).filter(|seed| (seed + round) % 3 != 0) {
@@ -99,11 +125,12 @@ fn cut_power(image: &Path, origin: &Path, faults: &Faults, keep_some: bool) {
     }
 }
 
-fn check(image: &Path, known: &Known, with_index: bool, what: &str) {
+fn check((image, nix): (&Path, &Path), known: &Known, with_index: bool, what: &str) {
+    let open = || Store::open_with_trees(image, nix);
     if !with_index {
         let _ = fs::remove_dir_all(image.join("index"));
     }
-    let store = Store::open_on(image, Disk::default(), SMALL).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+    let store = open().unwrap_or_else(|e| panic!("{what}: {e:?}"));
     assert_eq!(store.recovery().damages, 0, "{what}: {:?}", store.recovery());
     let report = store.verify(true, false).unwrap();
     assert!(report.is_clean(), "{what}: {report:?}");
@@ -120,7 +147,7 @@ fn check(image: &Path, known: &Known, with_index: bool, what: &str) {
     let before = picture(&store);
     drop(store);
     fs::remove_dir_all(image.join("index")).unwrap();
-    let store = small(image);
+    let store = open().unwrap();
     assert_eq!(picture(&store), before, "{what}: the packs alone say something else");
     let dag = publish(&store, 77);
     store.gc(&GcOptions::default()).unwrap();
@@ -129,16 +156,19 @@ fn check(image: &Path, known: &Known, with_index: bool, what: &str) {
     let before = picture(&store);
     drop(store);
     fs::remove_dir_all(image.join("index")).unwrap();
-    assert_eq!(picture(&small(image)), before, "{what}: after another GC");
+    assert_eq!(picture(&open().unwrap()), before, "{what}: after another GC");
 }
 
 #[test]
 fn a_kill_or_power_cut_at_any_operation_loses_nothing_acknowledged_and_brings_nothing_back() {
     let base = scratch();
     let faults = Faults::default();
-    let store = Store::open_on(&base.path().join("whole"), disk(&faults), SMALL).unwrap();
+    let nix = base.path().join("nix");
+    plant_tree(&nix);
+    let store = Store::open_beside(&base.path().join("whole"), &nix, disk(&faults), SMALL).unwrap();
     live(&store, &mut Known::default()).unwrap();
     assert!(!store.dir().join("packs/00000001.pack").exists(), "segments are let go");
+    assert_eq!(outside(&store, &own(OUTSIDE)), 5);
     let total = faults.steps();
     assert!(total > 100, "{total} operations");
     drop(store);
@@ -147,7 +177,7 @@ fn a_kill_or_power_cut_at_any_operation_loses_nothing_acknowledged_and_brings_no
         let image = base.path().join("image");
         let (faults, mut known) = (Faults::default(), Known::default());
         faults.freeze_at(step);
-        let store = Store::open_on(&dir, disk(&faults), SMALL);
+        let store = Store::open_beside(&dir, &nix, disk(&faults), SMALL);
         if let Ok(store) = &store {
             live(store, &mut known).unwrap_err();
         }
@@ -158,7 +188,7 @@ fn a_kill_or_power_cut_at_any_operation_loses_nothing_acknowledged_and_brings_no
             if power {
                 cut_power(&image, &dir, &faults, keep_some);
             }
-            check(&image, &known, with_index, &format!("{name} at operation {step}, index {with_index}"));
+            check((&image, &nix), &known, with_index, &format!("{name} at operation {step}, index {with_index}"));
             fs::remove_dir_all(&image).unwrap();
         }
         drop(store);

@@ -20,7 +20,7 @@ fn disk_usage(store: &Store) -> u64 {
 /// Damages a stored block on disk.
 pub(super) fn damage(store: &Store, block: &Block) {
     let row = store.0.log.lookup(&block.digest().unwrap()).unwrap().unwrap();
-    let Location::Pack { segment, offset, .. } = row.location;
+    let Location { segment, offset, .. } = row.location;
     let segment = store.0.log.segments.open(segment).unwrap().unwrap();
     let at = u64::from(offset) + 64;
     let mut byte = [0];

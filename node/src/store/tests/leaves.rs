@@ -1,6 +1,6 @@
 //! Leaves in dag-pb, as `ipfs add` makes them by default: known when they are put, never read by a walk.
 
-use super::super::{GcOptions, Location, StoreError};
+use super::super::{GcOptions, StoreError};
 use super::gc::damage;
 use super::*;
 use nipfs_proto::dag::codec::Node;
@@ -71,7 +71,7 @@ fn no_walk_reads_a_leaf_and_the_flag_outlives_the_index_and_a_move() {
     lease.commit(Vec::new()).unwrap();
     drop(lease);
     store.gc(&GcOptions::default()).unwrap();
-    let Location::Pack { segment: before, .. } = row(&store, &dag[1]).location;
+    let before = row(&store, &dag[1]).location.segment;
     assert_eq!((before, flags(&store, &dag)), (1, vec![true, true, true, false]), "a damaged block keeps its segment");
     assert!(store.verify(false, false).unwrap().is_clean());
     assert_eq!(store.verify(true, true).unwrap().damaged, [dag[0].digest().unwrap()]);
@@ -81,7 +81,7 @@ fn no_walk_reads_a_leaf_and_the_flag_outlives_the_index_and_a_move() {
     lease.commit(Vec::new()).unwrap();
     drop(lease);
     store.gc(&GcOptions::default()).unwrap();
-    let Location::Pack { segment: after, .. } = row(&store, &dag[1]).location;
+    let after = row(&store, &dag[1]).location.segment;
     assert!(after > before);
     assert_eq!(flags(&store, &dag), [true, true, true, false]);
     drop(store);

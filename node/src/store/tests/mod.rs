@@ -5,6 +5,7 @@ mod crash;
 pub(super) mod faults;
 mod gc;
 mod leaves;
+mod outside;
 mod public;
 mod publish_bench;
 mod records;
@@ -12,12 +13,12 @@ mod recovery;
 mod space;
 
 use super::disk::Disk;
-use super::{CidPin, Lease, NarRecord, Op, PathRecord, Store};
+use super::{CidPin, Keep, Lease, NarRecord, Op, PathRecord, Store, StoreError};
 use bytes::Bytes;
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, DAG_PB, RAW};
 use nipfs_proto::nix::NarHash;
-use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
+use nipfs_proto::nix::store_path::{STORE_DIR, StorePath, StorePathHash};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -85,7 +86,16 @@ fn path(seed: u64, root: Cid) -> PathRecord {
     let store_path = StorePath::from_base_name(&format!("{}-name-{seed}", hash_part(seed))).unwrap();
     let nar_hash = NarHash::of(&root.to_bytes());
     let narinfo = Bytes::from(format!("StorePath: {store_path}\n"));
-    PathRecord { store_path, narinfo, nar_hash, published: true, pinned: true, mirror: None, added_unix: seed }
+    PathRecord {
+        store_path,
+        narinfo,
+        nar_hash,
+        published: true,
+        pinned: true,
+        mirror: None,
+        added_unix: seed,
+        keep: Keep::Copy,
+    }
 }
 
 fn nar(root: Cid) -> NarRecord {
@@ -108,6 +118,18 @@ fn publish(store: &Store, seed: u64) -> Vec<Block> {
     put_all(&lease, &dag);
     lease.commit(entry(seed, root(&dag))).unwrap();
     dag
+}
+
+impl Store {
+    /// Opens a store with segments of another size.
+    pub(super) fn open_on(dir: &Path, disk: Disk, segment_size: u64) -> Result<Self, StoreError> {
+        Self::open_beside(dir, Path::new(STORE_DIR), disk, segment_size)
+    }
+
+    /// Opens a store beside a Nix store of the test's own.
+    pub(crate) fn open_with_trees(dir: &Path, trees: &Path) -> Result<Self, StoreError> {
+        Self::open_beside(dir, trees, Disk::default(), SMALL)
+    }
 }
 
 fn small(dir: &Path) -> Store {
