@@ -43,7 +43,7 @@ def peak_mib(pid):
 class Peer:
     def __init__(self, setup, work, ip="127.0.0.1", near=(), far=()):
         self.setup, self.work, self.ip, self.near, self.far = setup, work, ip, near, far
-        self.processes, self.seconds, self.peak = [], 0.0, 0.0
+        self.processes, self.seconds, self.cpu, self.peak = [], 0.0, 0.0, 0.0
         os.makedirs(work)
 
     def __enter__(self):
@@ -64,7 +64,7 @@ class Peer:
         return process
 
     def timed(self, command, **more):
-        """Runs a command to its end; leaves its wall seconds and its peak memory in MiB."""
+        """Runs a command to its end; leaves its seconds by the clock and of the processors, and its peak memory in MiB."""
         with open(self.at("errors"), "w") as errors:
             start = time.perf_counter()
             running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **more)
@@ -76,6 +76,7 @@ class Peer:
             late.cancel()
         running.returncode = os.waitstatus_to_exitcode(status)
         self.peak = usage.ru_maxrss / 1024
+        self.cpu = usage.ru_utime + usage.ru_stime
         if status:
             with open(self.at("errors")) as errors:
                 sys.exit(f"{command[:8]}…: exit {running.returncode}\n{errors.read()[-2000:]}")

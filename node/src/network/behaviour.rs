@@ -279,14 +279,16 @@ impl Behaviour {
         self.client.progress(id, bytes, now);
     }
 
-    fn on_sent(&mut self, id: PeerId, connection: ConnectionId, lane: Lane, bytes: usize) {
+    fn on_sent(&mut self, id: PeerId, connection: ConnectionId, (lane, sent): (Lane, &Arc<Message>), bytes: usize) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.traffic.bytes_out += bytes as u64;
         peer.active = Some(Instant::now());
-        let connection = peer.connections.iter_mut().find(|c| c.id == connection);
-        let message = connection.and_then(|connection| connection.unsent[lane as usize].pop_front());
-        if let (Some(message), Lane::Blocks) = (message, lane) {
-            self.server.sent(id, message.encoded_len());
+        let Some(connection) = peer.connections.iter_mut().find(|c| c.id == connection) else { return };
+        let unsent = &mut connection.unsent[lane as usize];
+        let Some(index) = unsent.iter().position(|message| Arc::ptr_eq(message, sent)) else { return };
+        unsent.remove(index);
+        if lane == Lane::Blocks {
+            self.server.sent(id, sent.encoded_len());
         }
     }
 
@@ -408,7 +410,7 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromHandler::Arrived(arrived) => self.on_arrived(peer, arrived),
             FromHandler::Progress { bytes } => self.on_progress(peer, bytes),
-            FromHandler::Sent { lane, bytes } => self.on_sent(peer, connection, lane, bytes),
+            FromHandler::Sent { lane, message, bytes } => self.on_sent(peer, connection, (lane, &message), bytes),
             FromHandler::Failed(error) => {
                 tracing::debug!(%peer, %error, "cannot send, closing the connection");
                 self.cut(peer, CloseConnection::One(connection));

@@ -5,27 +5,22 @@
 //! yet taken by the behaviour is bounded by [`RECEIVE_BUDGET`] bytes a connection: a stream that finds
 //! it spent stops reading, and the muxer's window stops the peer.
 //!
-//! Outbound: one stream, opened with the first message and kept while there is something to say; messages
-//! leave in order. The first goes together with the name of the protocol, so that whether the peer speaks it
-//! is known only later. A peer may close an idle stream, and what we write before we hear of it is lost, so
-//! a stream that was silent for [`STALE`] is not used again. A message that fails is tried on a fresh stream
-//! once. Every message ends in [`FromHandler::Sent`], or the last word is [`FromHandler::Failed`] or
-//! [`FromHandler::Unsupported`].
+//! Outbound: see [`outbound`]. Every message ends in [`FromHandler::Sent`], or the last word is
+//! [`FromHandler::Failed`] or [`FromHandler::Unsupported`].
+
+mod outbound;
 
 use super::frame::{self, FrameError, Intake};
-use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
-use futures::{AsyncRead as _, FutureExt as _, StreamExt as _};
-use libp2p::core::upgrade::{NegotiationError, ReadyUpgrade};
+use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError, SubstreamProtocol};
 use libp2p::{Stream, StreamProtocol};
 use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, MessageError, PROTOCOL, Received};
 use nipfs_proto::block::Block;
-use std::collections::VecDeque;
+use outbound::{Outbound, Step};
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -39,30 +34,21 @@ const MAX_INBOUND: usize = 128;
 const RECEIVE_BUDGET: usize = MAX_MESSAGE;
 /// How long a message may take to come in, from its first byte to its last.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a write may make no progress at all.
-const WRITE_STALL: Duration = Duration::from_secs(30);
 /// A connection on which no message came or went for so long may be closed.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// An outbound stream that carried nothing for so long is replaced by a new one. Helia resets it after 10 s.
-const STALE: Duration = Duration::from_secs(5);
 
 /// A block below this part of its frame gets memory of its own.
 const SMALL_PART: usize = 8;
 /// How often a message that is coming in is reported before it is complete.
 const PROGRESS: Duration = Duration::from_millis(250);
 
-/// Messages of one lane leave in order; those of the first overtake those of the second.
+/// Which streams a message leaves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// What we want: small, and the peer waits for it to go on sending.
+    /// What we want: small, and the peer waits for it to go on sending. In order.
     Wants,
-    /// What the peer wants.
+    /// What the peer wants. In no order.
     Blocks,
-}
-
-impl Lane {
-    pub(super) const ALL: [Self; 2] = [Self::Wants, Self::Blocks];
 }
 
 /// What the behaviour tells a connection.
@@ -81,8 +67,8 @@ pub(super) enum FromHandler {
     Arrived(Arrived),
     /// `bytes` more of messages that are not complete have arrived.
     Progress { bytes: usize },
-    /// The oldest message of the lane has left; `bytes` on the wire.
-    Sent { lane: Lane, bytes: usize },
+    /// A message has left; `bytes` on the wire.
+    Sent { lane: Lane, message: Arc<Message>, bytes: usize },
     /// No message can be sent on this connection any more.
     Failed(io::Error),
     /// The peer does not speak [`BITSWAP`].
@@ -121,31 +107,12 @@ pub(super) struct Arrived {
     pub(super) _budget: OwnedSemaphorePermit,
 }
 
-enum Outbound {
-    /// No stream; the next message opens one.
-    Closed,
-    Opening,
-    /// Since when.
-    Idle(Stream, Instant),
-    Writing {
-        lane: Lane,
-        frame: Bytes,
-        write: BoxFuture<'static, io::Result<Stream>>,
-    },
-    /// A message failed twice, or the peer does not speak bitswap.
-    Dead,
-}
-
 /// The streams of one connection.
 pub(super) struct Handler {
     inbound: SelectAll<BoxStream<'static, Result<Arrived, StreamError>>>,
     intake: Arc<Intake>,
     reported: Instant,
     outbound: Outbound,
-    /// Bounded by the behaviour, which knows what is here.
-    queues: [VecDeque<Arc<Message>>; 2],
-    /// The frame that failed on the last stream and gets a second chance on the next.
-    again: Option<(Lane, Bytes)>,
     keep: bool,
     last_used: Instant,
     /// What to tell the behaviour before all else.
@@ -158,9 +125,7 @@ impl Handler {
             inbound: SelectAll::new(),
             intake: Arc::new(Intake::new(RECEIVE_BUDGET, FRAME_TIMEOUT)),
             reported: Instant::now(),
-            outbound: Outbound::Closed,
-            queues: Default::default(),
-            again: None,
+            outbound: Outbound::new(),
             keep,
             last_used: Instant::now(),
             report: None,
@@ -168,79 +133,24 @@ impl Handler {
     }
 
     fn end_sending(&mut self, report: FromHandler) {
-        self.outbound = Outbound::Dead;
-        self.queues = Default::default();
-        self.again = None;
+        self.outbound.end();
         self.report = Some(report);
     }
 
-    fn has_work(&self) -> bool {
-        self.again.is_some() || self.queues.iter().any(|queue| !queue.is_empty())
-    }
-
-    /// The next frame to write; one that failed stays in `again` until it has left.
-    fn next_frame(&mut self) -> Option<(Lane, Bytes)> {
-        self.again.clone().or_else(|| {
-            let next = Lane::ALL.into_iter().find_map(|lane| Some((lane, self.queues[lane as usize].pop_front()?)));
-            next.map(|(lane, message)| (lane, message.encode_frame().into()))
-        })
-    }
-
-    /// Moves the outbound side as far as it goes; the event that it asks for, if any.
     fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Option<Event> {
-        loop {
-            self.outbound = match std::mem::replace(&mut self.outbound, Outbound::Closed) {
-                Outbound::Closed if self.has_work() => {
-                    self.outbound = Outbound::Opening;
-                    let protocol = SubstreamProtocol::new(ReadyUpgrade::new(BITSWAP), ());
-                    return Some(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
-                }
-                Outbound::Idle(_, since) if self.has_work() && since.elapsed() >= STALE => Outbound::Closed,
-                Outbound::Idle(mut stream, _) if self.has_work() => {
-                    let (lane, frame) = self.next_frame()?;
-                    let bytes = frame.clone();
-                    let write =
-                        async move { frame::write(&mut stream, &bytes, WRITE_STALL).await.map(|()| stream) }.boxed();
-                    Outbound::Writing { lane, frame, write }
-                }
-                Outbound::Writing { lane, frame, mut write } => match write.poll_unpin(cx) {
-                    Poll::Pending => {
-                        self.outbound = Outbound::Writing { lane, frame, write };
-                        return None;
-                    }
-                    Poll::Ready(Ok(stream)) => {
-                        self.last_used = Instant::now();
-                        self.outbound = Outbound::Idle(stream, self.last_used);
-                        self.again = None;
-                        let sent = FromHandler::Sent { lane, bytes: frame.len() };
-                        return Some(ConnectionHandlerEvent::NotifyBehaviour(sent));
-                    }
-                    Poll::Ready(Err(error)) if self.again.is_some() => {
-                        self.end_sending(FromHandler::Failed(error));
-                        return None;
-                    }
-                    Poll::Ready(Err(_)) => {
-                        self.again = Some((lane, frame));
-                        Outbound::Closed
-                    }
-                },
-                Outbound::Idle(mut stream, since) => match Pin::new(&mut stream).poll_read(cx, &mut []) {
-                    Poll::Ready(Err(error)) if is_refusal(&error) => {
-                        self.end_sending(FromHandler::Unsupported);
-                        return None;
-                    }
-                    Poll::Ready(Err(_)) => Outbound::Closed,
-                    Poll::Ready(Ok(_)) | Poll::Pending => {
-                        self.outbound = Outbound::Idle(stream, since);
-                        return None;
-                    }
-                },
-                waits => {
-                    self.outbound = waits;
-                    return None;
-                }
-            };
-        }
+        let report = match self.outbound.poll(cx)? {
+            Step::Open => {
+                let protocol = SubstreamProtocol::new(ReadyUpgrade::new(BITSWAP), ());
+                return Some(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+            }
+            Step::Sent(lane, message, bytes) => {
+                self.last_used = Instant::now();
+                FromHandler::Sent { lane, message, bytes }
+            }
+            Step::Failed(error) => FromHandler::Failed(error),
+            Step::Unsupported => FromHandler::Unsupported,
+        };
+        Some(ConnectionHandlerEvent::NotifyBehaviour(report))
     }
 
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Option<FromHandler> {
@@ -278,8 +188,7 @@ impl ConnectionHandler for Handler {
 
     fn on_behaviour_event(&mut self, event: ToHandler) {
         match event {
-            ToHandler::Send(..) if matches!(self.outbound, Outbound::Dead) => {}
-            ToHandler::Send(lane, message) => self.queues[lane as usize].push_back(message),
+            ToHandler::Send(lane, message) => self.outbound.push(lane, message),
             ToHandler::Keep(keep) => self.keep = keep,
         }
     }
@@ -295,7 +204,7 @@ impl ConnectionHandler for Handler {
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: mut stream, .. }) => {
                 stream.ignore_for_keep_alive();
-                self.outbound = Outbound::Idle(stream, Instant::now());
+                self.outbound.opened(stream);
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { error, .. }) => match error {
                 StreamUpgradeError::NegotiationFailed => self.end_sending(FromHandler::Unsupported),
@@ -316,11 +225,6 @@ impl ConnectionHandler for Handler {
             None => Poll::Pending,
         }
     }
-}
-
-/// The peer does not speak the protocol that was proposed with the first message.
-fn is_refusal(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|cause| cause.is::<NegotiationError>())
 }
 
 /// The messages of an inbound stream, until it ends or breaks the protocol.

@@ -111,7 +111,8 @@ async fn what_a_closing_connection_did_not_send_goes_over_another() {
         assert_eq!((&resent.2.wants, &resent.2.payloads), (&message.wants, &message.payloads));
     }
 
-    fake.report(2, FromHandler::Sent { lane: Lane::Blocks, bytes: 20 });
+    let (_, lane, message) = again.into_iter().rfind(|(_, lane, _)| *lane == Lane::Blocks).unwrap();
+    fake.report(2, FromHandler::Sent { lane, message, bytes: 20 });
     fake.close(2);
     let missing = fake.actions(&block).await;
     assert!(matches!(missing[..], [ToSwarm::GenerateEvent(Event::Missing { .. })]), "{missing:?}");

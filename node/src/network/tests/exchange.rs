@@ -220,3 +220,28 @@ async fn throughput() {
         println!("{in_flight} blocks of {} KiB in flight: {blocks:.0} a second, {bytes:.0} MB/s", size >> 10);
     }
 }
+
+#[tokio::test]
+async fn wants_do_not_wait_behind_blocks_that_the_peer_leaves_unread() {
+    let held = blocks(4, 1 << 20);
+    let node = node(Shelf::of(&held).source()).await;
+    let mut peer = RawPeer::connect(&node).await;
+    let want = |block: &Block| Want {
+        cid: *block.cid(),
+        priority: 1,
+        kind: WantKind::Block,
+        cancel: false,
+        send_dont_have: true,
+    };
+    peer.send_message(&Message { wants: held.iter().map(want).collect(), ..Message::default() }).await;
+    // More than its window: the rest of this block has to wait.
+    let _unread = peer.accept().await;
+    let [wanted] = blocks(1, 100).try_into().unwrap();
+    let _want = tokio::spawn(node.session(vec![peer.peer]).want(*wanted.cid()));
+    loop {
+        let message = receive(&mut peer.accept().await).await;
+        if let [want] = &message.wants[..] {
+            return assert_eq!(want.cid, *wanted.cid());
+        }
+    }
+}
