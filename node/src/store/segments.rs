@@ -7,6 +7,7 @@ use super::StoreError;
 use super::disk::Disk;
 use super::record::{self, Header, RECORD_HEADER, SEGMENT_HEADER, Salt};
 use super::{Location, lock};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -157,6 +158,18 @@ impl Segments {
         let Location { segment, offset, stored, .. } = *location;
         let Some(segment) = self.open(segment)? else { return Ok(None) };
         segment.read(u64::from(offset) + RECORD_HEADER as u64, stored as usize)
+    }
+
+    /// The record at a location, if its checksums hold.
+    pub(super) fn record(&self, location: &Location) -> Result<Option<(Header, Bytes)>, StoreError> {
+        let Location { segment, offset, stored, .. } = *location;
+        let Some(segment) = self.open(segment)? else { return Ok(None) };
+        let bytes = segment.read(u64::from(offset), RECORD_HEADER + stored as usize)?;
+        Ok(bytes.and_then(|bytes| {
+            let header = Header::decode(bytes.first_chunk()?, u64::from(offset), &self.salt)?;
+            let payload = Bytes::from(bytes).slice(RECORD_HEADER..);
+            (crc32c::crc32c(&payload) == header.payload_crc).then_some((header, payload))
+        }))
     }
 
     /// Erases records, those that lie side by side in one step. A segment that is gone needs none.
