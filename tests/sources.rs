@@ -224,3 +224,39 @@ fn a_path_that_nobody_has_is_not_found() {
     let path = "/nix/store/00000000000000000000000000000000-nowhere";
     fetch(&c, path, &at_a.http, &key, &["--peer", &at_a.peer]).fails(4, &["not found", &at_a.http]);
 }
+
+/// A delegated router that names one provider for every root. Its URL.
+fn router_naming(peer: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (addr, id) = peer.rsplit_once("/p2p/").unwrap();
+    let record = serde_json::json!({"Schema": "peer", "ID": id, "Addrs": [addr], "Protocols": ["transport-bitswap"]});
+    let body = serde_json::json!({"Providers": [record]}).to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let asked = lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>();
+            let found = asked[0].starts_with("GET /routing/v1/providers/Qm");
+            let status = if found { "200 OK" } else { "404 Not Found" };
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all((head + &body).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_router_names_the_peer_that_nobody_else_does() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (tree, published) = publish_tree(&a, "routed", 90, 3 << 20);
+    let path = published["path"].as_str().unwrap();
+    let silent = Liar::before(&at_a.http, |_, body| body);
+    let config = c.dir().join("config/nipfs");
+    fs::create_dir_all(&config).unwrap();
+    fs::write(config.join("config.toml"), format!("routers = [\"{}\"]\n", router_naming(&at_a.peer))).unwrap();
+    let said = fetch(&c, path, &silent.http, &key, &[]).ok().one();
+    assert_eq!((&said["source"], &said["bytes"]["http"]), (&"bitswap".into(), &0.into()), "{said}");
+    assert_eq!(describe(&tree), describe(&fetched(&c, path)));
+}

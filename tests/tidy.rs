@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 /// For each room of node, the rooms it may use (DESIGN, "Rooms and arrows").
 const ARROWS: &[(&str, &[&str])] = &[
+    ("scope", &[]),
     ("store", &[]),
-    ("network", &["store"]),
-    ("upstream", &[]),
+    ("network", &["store", "scope"]),
+    ("upstream", &["scope"]),
     ("nix", &[]),
     ("dag", &["store", "network", "upstream"]),
     ("cache", &["dag", "store"]),
     ("jobs", &["cache", "dag", "store", "network", "upstream", "nix", "node", "control"]),
     ("http", &["cache", "dag", "store", "network", "upstream", "node", "control"]),
-    ("node", &["cache", "dag", "store", "network", "nix", "control"]),
+    ("node", &["cache", "dag", "store", "network", "upstream", "nix", "control"]),
     ("control", &["cache", "dag", "store", "jobs", "node"]),
     ("announce", &["cache", "store", "network", "node", "control"]),
     ("failure", &["control", "cache", "dag", "store", "network", "upstream", "nix"]),

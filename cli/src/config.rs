@@ -54,6 +54,8 @@ pub(crate) struct Values {
     pub(crate) bootstrap: Option<Vec<String>>,
     /// Base URLs of caches to ask for what is not here.
     pub(crate) upstreams: Option<Vec<String>>,
+    /// Base URLs of delegated routers, asked for providers.
+    pub(crate) routers: Option<Vec<String>>,
     /// Base URLs of IPFS gateways.
     pub(crate) gateways: Option<Vec<String>>,
     /// Keys whose signature is accepted, `name:base64`.
@@ -115,6 +117,7 @@ pub(crate) struct Settings {
     pub(crate) profile: Setting<Profile>,
     pub(crate) bootstrap: Setting<Vec<String>>,
     pub(crate) upstreams: Setting<Vec<String>>,
+    pub(crate) routers: Setting<Vec<String>>,
     pub(crate) gateways: Setting<Vec<String>>,
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
     pub(crate) signing_key_files: Setting<Vec<PathBuf>>,
@@ -147,6 +150,7 @@ impl Settings {
                 DEFAULT_BOOTSTRAP.map(str::to_owned).to_vec()
             }),
             upstreams: pick(flags.upstreams, from_env.upstreams, file.upstreams, origins("NIPFS_UPSTREAMS"), Vec::new),
+            routers: pick(flags.routers, from_env.routers, file.routers, origins("NIPFS_ROUTERS"), Vec::new),
             gateways: pick(flags.gateways, from_env.gateways, file.gateways, origins("NIPFS_GATEWAYS"), Vec::new),
             trusted_public_keys: pick(
                 flags.trusted_public_keys,
@@ -213,6 +217,7 @@ impl Settings {
             Row::new("profile", &self.profile),
             Row::new("bootstrap", &self.bootstrap),
             Row::new("upstreams", &self.upstreams),
+            Row::new("routers", &self.routers),
             Row::new("gateways", &self.gateways),
             Row::new("trusted-public-keys", &self.trusted_public_keys),
             Row::new("signing-key-files", &self.signing_key_files),
@@ -287,6 +292,7 @@ impl Values {
             bootstrap: list("NIPFS_BOOTSTRAP")?,
             profile: text("NIPFS_PROFILE")?.map(profile).transpose()?,
             upstreams: list("NIPFS_UPSTREAMS")?,
+            routers: list("NIPFS_ROUTERS")?,
             gateways: list("NIPFS_GATEWAYS")?,
             trusted_public_keys: list("NIPFS_TRUSTED_PUBLIC_KEYS")?,
             signing_key_files: list("NIPFS_SIGNING_KEY_FILES")?.map(|list| list.into_iter().map(Into::into).collect()),

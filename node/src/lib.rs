@@ -17,6 +17,7 @@ pub mod network;
 pub mod nix;
 mod node;
 
+mod scope;
 pub mod serve;
 pub mod store;
 pub mod upstream;

@@ -8,6 +8,7 @@ use crate::dag::read::Counters;
 use crate::network::{self, BlockSource, Network, Profile};
 use crate::nix::gc_roots::GcRoots;
 use crate::store::{Lease, Op, Store, StoreError};
+use crate::upstream::Router;
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use nipfs_proto::Cid;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub profile: Profile,
     /// Where to enter the DHTs, for profiles that use them: multiaddrs that end in `/p2p/ID`.
     pub bootstrap: Vec<Multiaddr>,
+    /// Asked who may have a DAG when no known peer has it, whatever the profile.
+    pub routers: Arc<[Router]>,
     /// Whether this is a running `serve`.
     pub serving: bool,
     /// Where this machine's Nix keeps its database (`/nix/var/nix`).
@@ -133,7 +136,14 @@ impl Node {
     /// Whether a session that names no peer may have some to ask: those that are configured, or can be found.
     #[must_use]
     pub fn has_peers(&self) -> bool {
-        !self.0.settings.peers.is_empty() || self.0.settings.profile.finds_peers()
+        let Settings { peers, profile, routers, .. } = &self.0.settings;
+        !peers.is_empty() || profile.finds_peers() || !routers.is_empty()
+    }
+
+    /// Who is asked for providers.
+    #[must_use]
+    pub fn routers(&self) -> Arc<[Router]> {
+        self.0.settings.routers.clone()
     }
 
     /// Whether the profile lets the node tell others what it publishes.

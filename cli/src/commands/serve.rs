@@ -7,12 +7,13 @@ use crate::printer::Printer;
 use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_node::http::Uploads;
 use nipfs_node::serve::{Ready, Serve, serve};
-use nipfs_node::upstream::{Gateway, Upstream};
+use nipfs_node::upstream::{Gateway, Router, Upstream};
 use nipfs_proto::nix::store_path::StorePath;
 use serde::Serialize;
 use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The line that tells whoever started us that they may begin.
 #[derive(Debug, Serialize)]
@@ -64,6 +65,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         listen: parse("multiaddr", &settings.listen.value)?,
         peers: parse("multiaddr", &settings.peers.value)?,
         profile: settings.profile.value,
+        routers: routers(settings)?,
         bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
         nix_state: super::nix_state(),
         ..nipfs_node::Settings::default()
@@ -91,6 +93,15 @@ fn uploads(settings: &Settings) -> Result<Option<Uploads>, Failure> {
         );
     };
     Ok(Some(Uploads::new(key::load_token(file)?, publish::profile(settings)?)))
+}
+
+/// Whom the settings name to ask for providers.
+///
+/// # Errors
+/// Class `Usage`, naming the address that is none.
+pub(crate) fn routers(settings: &Settings) -> Result<Arc<[Router]>, Failure> {
+    let routers = settings.routers.value.iter().map(|url| Router::new(url));
+    Ok(routers.collect::<Result<Vec<_>, _>>()?.into())
 }
 
 fn parse<T: FromStr<Err: Error + 'static>, C: FromIterator<T>>(what: &str, texts: &[String]) -> Result<C, Failure> {

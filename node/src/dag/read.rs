@@ -6,12 +6,12 @@
 //! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
 //! put into the store under the reader's lease: a reader that is killed loses none of them.
 
-use crate::network::{Session, WantError};
+use crate::network::{Multiaddr, PeerId, Session, WantError};
 use crate::store::{Lease, Store, StoreError};
-use crate::upstream::Gateway;
+use crate::upstream::{Gateway, Router};
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
@@ -42,6 +42,8 @@ pub struct Sources {
     pub lease: Option<Arc<Lease>>,
     /// Peers.
     pub session: Option<Arc<Session>>,
+    /// Asked who else may have a DAG, when no peer of the session has it.
+    pub routers: Arc<[Router]>,
     /// Trustless gateways, asked for what no peer has.
     pub gateways: Arc<[Gateway]>,
 }
@@ -50,7 +52,7 @@ impl Sources {
     /// Only the store.
     #[must_use]
     pub fn local(store: Store) -> Self {
-        Self { store, lease: None, session: None, gateways: Arc::new([]) }
+        Self { store, lease: None, session: None, routers: Arc::new([]), gateways: Arc::new([]) }
     }
 
     fn is_near(&self) -> bool {
@@ -280,7 +282,8 @@ async fn obtain(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) 
 async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Fetched {
     if let Some(session) = &sources.session {
         let mut answer = session.want(cid).await;
-        if matches!(answer, Err(WantError::Missing(_))) && session.search(root).await {
+        if matches!(answer, Err(WantError::Missing(_))) && session.search(root, providers(&sources.routers, root)).await
+        {
             answer = session.want(cid).await;
         }
         match answer {
@@ -303,6 +306,18 @@ async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Ci
         }
     }
     Err(ReadError::Missing { root, cid })
+}
+
+/// Whom the routers name as providers of a root.
+async fn providers(routers: &[Router], root: Cid) -> Vec<(PeerId, Vec<Multiaddr>)> {
+    let asked = routers.iter().map(|router| async move {
+        router.providers(&root).await.unwrap_or_else(|error| {
+            tracing::info!("router: {error}");
+            Vec::new()
+        })
+    });
+    let found = join_all(asked).await.into_iter().flatten();
+    found.map(|provider| (provider.peer, provider.addrs)).collect()
 }
 
 async fn blocking<T: Send + 'static>(root: Cid, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {

@@ -119,7 +119,7 @@ impl Site {
                 None
             }
         };
-        Sources { session, gateways: self.0.gateways.clone(), ..self.here() }
+        Sources { session, routers: self.0.node.routers(), gateways: self.0.gateways.clone(), ..self.here() }
     }
 
     async fn session(&self, mirror: Option<&str>) -> Result<Session, Failure> {

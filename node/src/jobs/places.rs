@@ -54,6 +54,7 @@ pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Res
         store: node.store().clone(),
         lease: None,
         session: session.map(Into::into),
+        routers: node.routers(),
         gateways: gateways.into(),
     };
     Ok(Places { blocks, upstream: None, peers })

@@ -10,7 +10,7 @@
 mod records;
 
 use self::records::Records;
-use super::scope::Scope;
+use crate::scope::Scope;
 use either::Either;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;

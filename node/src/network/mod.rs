@@ -26,7 +26,6 @@ mod loads;
 mod muxer;
 mod nearby;
 mod profile;
-mod scope;
 mod session;
 mod swarm;
 mod task;

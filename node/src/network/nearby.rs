@@ -4,7 +4,7 @@
 //! Whoever is on the local network can write here, so nothing is believed but that it may be worth a
 //! dial: only addresses of the local network are kept, few of them, of few peers.
 
-use super::scope::Scope;
+use crate::scope::Scope;
 use libp2p::{Multiaddr, PeerId};
 use std::collections::VecDeque;
 

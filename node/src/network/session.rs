@@ -6,10 +6,12 @@
 
 use super::Shared;
 use super::task::Command;
-use libp2p::PeerId;
+use futures::future::{Either, select};
+use libp2p::{Multiaddr, PeerId};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, OnceCell, oneshot};
@@ -82,10 +84,10 @@ impl Session {
 }
 
 impl Session {
-    /// Looks for more peers to ask for the DAG `root`, as far as the node's profile lets it; to be called when a want
-    /// of it was [`WantError::Missing`]. True when somebody joined the session. Looks once for each root, and no more
-    /// at all after [`MAX_FRUITLESS`] searches in a row that brought nobody.
-    pub async fn search(&self, root: Cid) -> bool {
+    /// Looks for more peers to ask for the DAG `root`: as far as the node's profile lets it, and among `hints`, which is
+    /// awaited meanwhile. To be called when a want of it was [`WantError::Missing`]. True when somebody joined the session.
+    /// Looks once for each root, and no more at all after [`MAX_FRUITLESS`] searches in a row that brought nobody.
+    pub async fn search(&self, root: Cid, hints: impl Future<Output = Vec<(PeerId, Vec<Multiaddr>)>>) -> bool {
         let open = &self.open;
         let searched = {
             let mut searched = open.searched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,9 +97,16 @@ impl Session {
             if open.fruitless.load(Ordering::Relaxed) >= MAX_FRUITLESS {
                 return false;
             }
-            let (reply, answer) = oneshot::channel();
-            let asked = open.shared.commands.send(Command::Search { session: open.id, root, reply }).await;
-            let found = asked.is_ok() && answer.await.unwrap_or(false);
+            let asked = self.ask(|session, reply| Command::Search { session, root, reply });
+            let hinted = async {
+                let peers = hints.await;
+                !peers.is_empty() && self.ask(|session, reply| Command::Meet { session, peers, reply }).await
+            };
+            let found = match select(pin!(asked), pin!(hinted)).await {
+                Either::Left((true, _)) | Either::Right((true, _)) => true,
+                Either::Left((false, rest)) => rest.await,
+                Either::Right((false, rest)) => rest.await,
+            };
             if found {
                 open.fruitless.store(0, Ordering::Relaxed);
             } else {
@@ -106,6 +115,12 @@ impl Session {
             found
         };
         *searched.get_or_init(|| search).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(u64, oneshot::Sender<bool>) -> Command) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.open.shared.commands.send(command(self.open.id, reply)).await;
+        asked.is_ok() && answer.await.unwrap_or(false)
     }
 }
 

@@ -4,8 +4,8 @@
 use super::behaviour::Behaviour;
 use super::dht::Dht;
 use super::muxer::Yamux;
-use super::scope::Scope;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
+use crate::scope::Scope;
 use futures::StreamExt as _;
 use libp2p::core::transport::TransportError;
 use libp2p::core::upgrade::Version;

@@ -11,11 +11,11 @@ use super::behaviour::Event;
 use super::known::Known;
 use super::loads::{BlockSource, Loads};
 use super::nearby::Nearby;
-use super::scope::Scope;
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
 use super::{COMMANDS, Config, NetworkError, PeerSummary, ProvideError, dns, trim};
+use crate::scope::Scope;
 use dht::{Entry, Provide};
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
@@ -52,6 +52,7 @@ pub(super) enum Command {
     Connect { peer: PeerId, addr: Multiaddr, keep: bool, reply: Reply<Result<(), NetworkError>> },
     Want { session: u64, peers: Arc<[PeerId]>, want: u64, cid: Cid, reply: Reply<Outcome> },
     Search { session: u64, root: Cid, reply: Reply<bool> },
+    Meet { session: u64, peers: Vec<(PeerId, Vec<Multiaddr>)>, reply: Reply<bool> },
     Provide { root: Cid, reply: Reply<Result<(), ProvideError>> },
     Stored(Vec<Cid>),
     Peers(Reply<Vec<PeerSummary>>),
@@ -153,6 +154,7 @@ impl Task {
                 }
             }
             Command::Search { session, root, reply } => self.search(SessionId(session), &root, reply),
+            Command::Meet { session, peers, reply } => self.meet(SessionId(session), peers, reply),
             Command::Provide { root, reply } => self.provide(root, reply),
             Command::Stored(cids) => self.swarm.behaviour_mut().bitswap.stored(&cids),
             // The one who asked may have gone: then nobody needs it.

@@ -1,12 +1,14 @@
 //! One base URL and the connection pool to it.
 
 use super::{ByteStream, UpstreamError};
+use crate::scope::Scope;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{StreamExt as _, TryStreamExt as _, try_unfold};
 use reqwest::header::{self, HeaderValue};
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Response, StatusCode, Url};
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -63,6 +65,12 @@ impl Client {
         }
         let http = builder.build().map_err(|source| UpstreamError::Setup { base: base.to_string(), source })?;
         Ok(Self { base, http, limits })
+    }
+
+    /// Whether the base is an address of this machine or a network that it is in.
+    pub(super) fn is_local(&self) -> bool {
+        let ip = self.base.host_str().and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+        ip.is_some_and(|ip| Scope::Lan.contains(&ip.into()))
     }
 
     /// The URL of `reference` below the base.
@@ -207,7 +215,7 @@ fn parse_base(text: &str) -> Result<Url, &'static str> {
 fn is_loopback(url: &Url) -> bool {
     match url.host_str().map(|host| host.trim_matches(['[', ']'])) {
         Some("localhost") => true,
-        Some(host) => host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+        Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
         None => false,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`Upstream`]: a Nix binary cache: `nix-cache-info`, narinfos, NARs, and the `nipfs-info` of a cache of ours.
 //! - [`Gateway`]: a trustless IPFS gateway: one block at a time, each checked against its CID.
+//! - [`Router`]: somebody who knows providers.
 //!
 //! What comes from there is foreign and may be hostile:
 //!
@@ -19,12 +20,14 @@ pub(crate) mod fake;
 mod gateway;
 mod nar;
 mod nipfs_info;
+mod router;
 #[cfg(test)]
 mod tests;
 
 pub use gateway::Gateway;
 pub(crate) use nar::decoder;
 pub use nipfs_info::NipfsInfo;
+pub use router::{Provider, Router};
 
 use bytes::Bytes;
 use client::Client;
@@ -165,6 +168,15 @@ pub enum UpstreamError {
     /// A `nipfs-info` that is not one.
     #[error("{url} is not a nipfs-info")]
     NipfsInfo {
+        /// The URL.
+        url: String,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A list of providers that is not one.
+    #[error("{url} is not a list of providers")]
+    Providers {
         /// The URL.
         url: String,
         /// The cause.

@@ -3,7 +3,7 @@
 //!
 //! What this node itself provides is not here, and so never handed out twice or after its time: the announcer knows it.
 
-use super::super::scope::Scope;
+use crate::scope::Scope;
 use libp2p::PeerId;
 use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};

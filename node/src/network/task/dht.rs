@@ -2,8 +2,8 @@
 
 use super::{Reply, Task};
 use crate::network::dht::Dht;
-use crate::network::scope::Scope;
 use crate::network::{ProvideError, dns, swarm};
+use crate::scope::Scope;
 use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult};
 use libp2p::{Multiaddr, PeerId};
 use nipfs_proto::Cid;

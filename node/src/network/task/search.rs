@@ -4,7 +4,7 @@
 //! after the first, whose coming is the answer. What a search finds is a hint: a peer that has nothing costs a dial.
 
 use super::{Reply, Task};
-use crate::network::scope::Scope;
+use crate::scope::Scope;
 use libp2p::kad::QueryId;
 use libp2p::swarm::ConnectionId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -75,18 +75,30 @@ impl Searches {
 }
 
 impl Task {
-    /// Begins a search for a session; the answer says whether somebody new can be asked.
+    /// Looks for peers who may have a root, for a session: nearby, and where the DHTs say. The answer says whether somebody
+    /// new can be asked.
     pub(super) fn search(&mut self, session: SessionId, root: &Cid, reply: Reply<bool>) {
-        if self.searches.open.len() >= MAX_SEARCHES {
-            // Who asked may have gone.
-            _ = reply.send(false);
-            return;
-        }
+        let nearby = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
         let asked = self.peopled().into_iter();
         let queries = asked.filter_map(|scope| Some((scope, self.dht(scope)?.find(root)))).collect();
+        self.begin(session, queries, nearby, reply);
+    }
+
+    /// The same with peers that somebody else has found.
+    pub(super) fn meet(&mut self, session: SessionId, peers: Vec<(PeerId, Vec<Multiaddr>)>, reply: Reply<bool>) {
+        self.begin(session, HashSet::new(), peers, reply);
+    }
+
+    fn begin(
+        &mut self,
+        session: SessionId,
+        queries: HashSet<(Scope, QueryId)>,
+        peers: Vec<(PeerId, Vec<Multiaddr>)>,
+        reply: Reply<bool>,
+    ) {
         let id = self.searches.next_id;
         self.searches.next_id += 1;
-        self.searches.open.push(Search {
+        let mut search = Search {
             id,
             session,
             reply: Some(reply),
@@ -94,10 +106,16 @@ impl Task {
             dials: HashMap::new(),
             queries,
             deadline: Instant::now() + PATIENCE,
-        });
-        let nearby: Vec<_> = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
-        for (peer, addrs) in nearby {
-            self.found(id, peer, addrs);
+        };
+        if self.searches.open.len() >= MAX_SEARCHES {
+            // With nothing to wait for it ends at once.
+            search.deadline = Instant::now();
+            self.searches.open.push(search);
+        } else {
+            self.searches.open.push(search);
+            for (peer, addrs) in peers {
+                self.found(id, peer, addrs);
+            }
         }
         self.sweep_searches();
     }

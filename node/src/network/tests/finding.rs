@@ -1,7 +1,12 @@
 //! Nodes that find each other through the table of the local network, over loopback.
 
 use super::*;
+use std::future::{Ready, ready};
 use std::time::Instant;
+
+fn nobody() -> Ready<Vec<(PeerId, Vec<Multiaddr>)>> {
+    ready(Vec::new())
+}
 
 async fn public(source: BlockSource, entry: &[&Network]) -> Network {
     let bootstrap = entry.iter().map(|node| node.listeners().remove(0)).collect();
@@ -33,7 +38,7 @@ async fn a_third_node_finds_what_the_first_provides_through_the_second() {
         let (block, from) = loop {
             let session = seeker.session(known.clone());
             match timeout(LONG, session.want(cid)).await.unwrap() {
-                Err(WantError::Missing(_)) if timeout(LONG, session.search(cid)).await.unwrap() => {
+                Err(WantError::Missing(_)) if timeout(LONG, session.search(cid, nobody())).await.unwrap() => {
                     break timeout(LONG, session.want(cid)).await.unwrap().unwrap();
                 }
                 Err(_) => assert!(begun.elapsed() < LONG, "not found"),
@@ -69,10 +74,10 @@ async fn providers_that_are_gone_end_a_search_with_nobody_and_it_is_not_begun_ag
     let session = seeker.session(vec![PeerId::random()]);
     session.want(cid).await.unwrap_err();
     let begun = Instant::now();
-    assert!(!timeout(LONG, session.search(cid)).await.unwrap());
+    assert!(!timeout(LONG, session.search(cid, nobody())).await.unwrap());
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let begun = Instant::now();
-    assert!(!session.search(cid).await);
+    assert!(!session.search(cid, nobody()).await);
     assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
 }
 
@@ -81,5 +86,26 @@ async fn a_private_node_searches_nowhere() {
     let [root] = blocks(1, 100).try_into().unwrap();
     let server = node(BlockSource::empty()).await;
     let client = client_of(&[&server]).await;
-    assert!(!client.session(Vec::new()).search(*root.cid()).await);
+    assert!(!client.session(Vec::new()).search(*root.cid(), nobody()).await);
+}
+
+#[tokio::test]
+async fn hints_are_dialled_and_join_the_session_even_of_a_private_node() {
+    let [root] = blocks(1, 100).try_into().unwrap();
+    let cid = *root.cid();
+    let provider = node(Shelf::of(std::slice::from_ref(&root)).source()).await;
+    let seeker = node(BlockSource::empty()).await;
+    // The first finds nobody connected; the second names a peer, and the provider is connected by then.
+    for known in [vec![PeerId::random()], vec![PeerId::random()]] {
+        let session = seeker.session(known);
+        session.want(cid).await.unwrap_err();
+        let hints = vec![
+            (PeerId::random(), vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()]),
+            (seeker.peer_id(), seeker.listeners()),
+            (provider.peer_id(), provider.listeners()),
+        ];
+        assert!(timeout(LONG, session.search(cid, ready(hints))).await.unwrap());
+        let (block, from) = timeout(LONG, session.want(cid)).await.unwrap().unwrap();
+        assert_eq!((&block, from), (&root, provider.peer_id()));
+    }
 }

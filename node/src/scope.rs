@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A part of the world. No address belongs to both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     /// This machine and the networks that it is in: addresses that mean something else elsewhere.
     Lan,
     /// Everywhere.
@@ -15,10 +15,10 @@ pub(super) enum Scope {
 
 impl Scope {
     /// Both, in the order in which they are asked.
-    pub(super) const ALL: [Self; 2] = [Self::Lan, Self::World];
+    pub(crate) const ALL: [Self; 2] = [Self::Lan, Self::World];
 
     /// Whether the address belongs there. One that starts with a name belongs nowhere: a name can mean anything.
-    pub(super) fn contains(self, addr: &Multiaddr) -> bool {
+    pub(crate) fn contains(self, addr: &Multiaddr) -> bool {
         let (local, global) = match addr.iter().next() {
             Some(Protocol::Ip4(ip)) => (is_local4(ip), is_global4(ip)),
             Some(Protocol::Ip6(ip)) => match ip.to_ipv4_mapped() {
