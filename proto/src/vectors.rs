@@ -1,5 +1,8 @@
 //! Vector sets for tests, read in place from the directory that `NIPFS_VECTORS` names.
 
+use crate::block::{Block, Cid};
+use crate::dag::car::{CarError, Reader};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// The bytes of the vector file `name`; `None`, and a line saying so, when `NIPFS_VECTORS` is not set.
@@ -18,6 +21,18 @@ pub(crate) fn bytes(name: &str) -> Option<Vec<u8>> {
 /// The vector file `name` as JSON; `None` as in [`bytes`].
 pub(crate) fn json(name: &str) -> Option<serde_json::Value> {
     bytes(name).map(|bytes| serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{name}: {e}")))
+}
+
+/// The first root and the blocks of the CAR `name`; `None` as in [`bytes`]. Some sets hold a section that the reader
+/// refuses; what comes before is enough.
+pub(crate) fn car(name: &str) -> Option<(Cid, HashMap<Cid, Block>)> {
+    let bytes = bytes(name)?;
+    let (mut reader, mut blocks) = (Reader::new(), HashMap::new());
+    let _ = reader.push(&bytes, &mut |block| {
+        blocks.insert(*block.cid(), block);
+        Ok::<(), CarError>(())
+    });
+    Some((reader.roots().expect("a header")[0], blocks))
 }
 
 /// The bytes that `hex` writes.

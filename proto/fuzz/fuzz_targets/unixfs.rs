@@ -1,16 +1,20 @@
-//! A file node is the sum of its parts, and a walk from it gives no more bytes than it has.
+//! A file node is the sum of its parts, and a walk from it gives no more bytes than it has. A name in a directory leads
+//! somewhere or nowhere.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use nipfs_proto::block::Block;
-use nipfs_proto::dag::unixfs::FileNode;
+use nipfs_proto::dag::unixfs::{Entity, FileNode};
 use nipfs_proto::dag::walk::FileWalk;
 
 fuzz_target!(|input: (u8, u8, &[u8])| {
     let (start, end, bytes) = input;
     let bytes = Bytes::copy_from_slice(bytes);
     let Ok(root) = Block::v0(bytes.clone()) else { return };
+    if let Ok(Entity::Directory(directory)) = Entity::decode(root.cid(), &bytes) {
+        directory.look_up("name", start.into());
+    }
     let Ok(node) = FileNode::decode(root.cid(), &bytes) else { return };
     let children: u64 = node.children.iter().map(|(_, size)| size).sum();
     assert_eq!(node.data.len() as u64 + children, node.size);

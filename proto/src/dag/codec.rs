@@ -65,11 +65,14 @@ pub enum NodeError {
     /// The node breaks a rule of UnixFS files.
     #[error("not a valid UnixFS file: {0}")]
     File(&'static str),
+    /// The node breaks a rule of UnixFS directories.
+    #[error("not a valid UnixFS directory: {0}")]
+    Directory(&'static str),
     /// A UnixFS node of another type.
     #[error("a {0}, not a file")]
     NotAFile(&'static str),
-    /// A codec that files are not made of.
-    #[error("blocks of codec 0x{0:x} are not files (only raw and dag-pb are)")]
+    /// A codec that files are not made of, and whose links are not known here.
+    #[error("blocks of codec 0x{0:x} are not understood (only raw and dag-pb are)")]
     Codec(u64),
 }
 

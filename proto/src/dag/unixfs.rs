@@ -6,7 +6,12 @@
 //! links without names, `filesize` equal to data plus `blocksizes`. Whether a child is as large as its parent
 //! says is the walk's to check. `Tsize` is never looked at.
 //!
-//! Directories are recognised only to be refused by name: a NAR is one file.
+//! A NAR is one file; directories are there to be walked down by name, for others' content that is pinned here.
+
+mod directory;
+mod murmur3;
+
+pub use directory::{Directory, Lookup, Shard};
 
 use super::codec::{Link, Node, NodeError, put_varint};
 use crate::block::{Cid, DAG_PB, RAW};
@@ -24,7 +29,38 @@ pub struct FileNode {
     pub size: u64,
 }
 
-/// The message in the data of a dag-pb node. Directories' fields are left out: nobody reads them here.
+/// A block as what it means by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entity {
+    /// A file, or a part of one.
+    File(FileNode),
+    /// A directory, or a shard of one.
+    Directory(Directory),
+    /// Anything else: a symbolic link, a dag-pb node that is not UnixFS, a block of another codec.
+    Other,
+}
+
+impl Entity {
+    /// Reads the block `cid`.
+    ///
+    /// # Errors
+    /// [`NodeError`] when a dag-pb block is not one, or breaks a rule of what it says it is.
+    pub fn decode(cid: &Cid, block: &Bytes) -> Result<Self, NodeError> {
+        if cid.codec() != DAG_PB {
+            return if cid.codec() == RAW { FileNode::decode(cid, block).map(Self::File) } else { Ok(Self::Other) };
+        }
+        let node = Node::decode(block)?;
+        let Some(Ok(data)) = node.data.clone().map(Data::decode) else { return Ok(Self::Other) };
+        match data.kind.map(DataType::try_from) {
+            Some(Ok(DataType::File | DataType::Raw)) => FileNode::from_node(node).map(Self::File),
+            Some(Ok(DataType::Directory)) => Ok(Self::Directory(Directory::Plain(node.links))),
+            Some(Ok(DataType::HamtShard)) => Shard::new(&data, node.links).map(Directory::Shard).map(Self::Directory),
+            _ => Ok(Self::Other),
+        }
+    }
+}
+
+/// The message in the data of a dag-pb node.
 #[derive(Clone, PartialEq, Message)]
 struct Data {
     /// Required, but checked by hand: prost would read a missing one as 0.
@@ -36,6 +72,10 @@ struct Data {
     filesize: Option<u64>,
     #[prost(uint64, repeated, packed = "false", tag = "4")]
     blocksizes: Vec<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    hash_type: Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    fanout: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -117,6 +157,7 @@ pub(super) fn inner_node(children: &[Child]) -> Bytes {
         data: None,
         filesize: Some(children.iter().map(|child| child.size).sum()),
         blocksizes: children.iter().map(|child| child.size).collect(),
+        ..Data::default()
     };
     // The specification would leave the name out; Kubo writes an empty one, and the CID depends on it.
     let link = |child: &Child| Link { cid: child.cid, name: Some(String::new()), tsize: Some(child.tsize) };

@@ -26,7 +26,7 @@ fn leaves_are_framed_as_the_codec_would() {
             kind: Some(DataType::File.into()),
             data: (size > 0).then(|| bytes.clone().into()),
             filesize: Some(size as u64),
-            blocksizes: Vec::new(),
+            ..Data::default()
         };
         let framed = leaf(&bytes);
         assert_eq!(framed, node(&data, Vec::new()), "{size}");
@@ -48,6 +48,7 @@ fn rules_of_files() {
         data: Some(Bytes::from_static(b"own")),
         filesize: Some(8),
         blocksizes: vec![5],
+        ..Data::default()
     };
     let good = FileNode { data: Bytes::from_static(b"own"), children: vec![(link(None).cid, 5)], size: 8 };
     assert_eq!(read(&node(&file(), vec![link(None)])), Ok(good.clone()));

@@ -1,17 +1,25 @@
 //! Walking: a root → the CIDs below it.
 //!
-//! Both walks are machines that fetch nothing themselves: they name CIDs, the driver gets the blocks
-//! from wherever it likes, in any order, and feeds them. Both are iterative.
+//! The walks are machines that fetch nothing themselves: they name CIDs, the driver gets the blocks from wherever it
+//! likes and feeds them. All are iterative and bounded.
 //!
-//! - [`Visit`] names each block of a DAG once: for pins, garbage collection, mirrors and CARs.
-//! - [`FileWalk`] reads a UnixFS file, or a range of it, in order.
+//! - [`Visit`] names each block of a DAG once: for pins, garbage collection and mirrors. Blocks come in any order.
+//! - [`FileWalk`] reads a UnixFS file, or a range of it, in order. Blocks come in any order.
+//! - [`PathWalk`] goes down a path of names through directories.
+//! - [`Selection`] names what a gateway's client asked for, in the order of a CAR.
 //!
-//! Identity CIDs carry their block in themselves: neither walk asks for them.
+//! Identity CIDs carry their block in themselves: only [`PathWalk`] asks for them.
 
 mod file;
+mod path;
+mod scope;
+mod selection;
 mod visit;
 
 pub use file::{FileWalk, MAX_DEPTH, MAX_OPEN};
+pub use path::PathWalk;
+pub use scope::{EntityBytes, NotEntityBytes, Scope};
+pub use selection::{MAX_SELECTED, Selected, Selection};
 pub use visit::Visit;
 
 use super::codec::NodeError;
@@ -49,10 +57,13 @@ pub enum WalkError {
         /// Bytes of the file, by the block.
         found: u64,
     },
-    /// A file deeper than [`MAX_DEPTH`].
-    #[error("file DAG too deep at block {0} (the limit is {MAX_DEPTH} levels)")]
+    /// A file deeper than [`MAX_DEPTH`], or shards deeper than the hash of a name has bits for.
+    #[error("DAG too deep at block {0} (a file's limit is {MAX_DEPTH} levels)")]
     TooDeep(Cid),
     /// More links wait than either walk keeps.
     #[error("DAG too wide at block {0}: too many links wait to be followed")]
     TooWide(Cid),
+    /// More blocks than [`MAX_SELECTED`].
+    #[error("more than {MAX_SELECTED} blocks are asked for (block {0} is the next)")]
+    TooMany(Cid),
 }

@@ -2,7 +2,6 @@ use super::*;
 use crate::block::{CidError, DAG_PB, Digest, RAW};
 use crate::dag::Profile;
 use crate::dag::build::Builder;
-use crate::dag::car::{CarError, Reader};
 use crate::dag::codec::{Link, Node, NodeError};
 use crate::dag::profile::Layout;
 use crate::dag::unixfs::{Child, inner_node};
@@ -53,17 +52,6 @@ fn read_all(root: Cid, blocks: &Blocks) -> Result<Vec<u8>, WalkError> {
     read(FileWalk::new(root, 0..u64::MAX)?, blocks, 1 << 20, |_| 0)
 }
 
-fn load(name: &str) -> Option<(Cid, Blocks)> {
-    let bytes = vectors::bytes(name)?;
-    let (mut reader, mut blocks) = (Reader::new(), Blocks::new());
-    // Some sets hold a section that the reader refuses; what comes before is enough.
-    let _ = reader.push(&bytes, &mut |block| {
-        blocks.insert(*block.cid(), block);
-        Ok::<(), CarError>(())
-    });
-    Some((reader.roots().expect("a header")[0], blocks))
-}
-
 fn raw(bytes: &[u8]) -> Block {
     Block::v1(RAW, Bytes::copy_from_slice(bytes)).expect("small")
 }
@@ -99,7 +87,7 @@ fn hostile_files_are_refused_for_the_right_reason() {
         cases.push(bad(&format!("hamt-{shard}"), NodeError::NotAFile("sharded directory")));
     }
     for (name, expected) in cases {
-        let Some((root, blocks)) = load(&name) else { return };
+        let Some((root, blocks)) = vectors::car(&name) else { return };
         match read_all(root, &blocks) {
             Err(WalkError::Node { source, .. }) => assert_eq!(source, expected, "{name}"),
             other => panic!("{name}: {other:?}"),
@@ -110,7 +98,7 @@ fn hostile_files_are_refused_for_the_right_reason() {
 #[test]
 fn odd_files_are_read() {
     for name in ["raw-type-node", "tsize-zero", "tsize-huge"] {
-        let Some((root, blocks)) = load(&format!("unixfs/hostile/{name}.car")) else { return };
+        let Some((root, blocks)) = vectors::car(&format!("unixfs/hostile/{name}.car")) else { return };
         assert!(!read_all(root, &blocks).unwrap_or_else(|e| panic!("{name}: {e}")).is_empty());
     }
 }
@@ -121,7 +109,7 @@ fn files_of_other_implementations_are_read_whole() {
     for name in
         ["car/simple-unixfs", "boxo/directory-with-multilayer-hamt-and-multiblock-files", "boxo/dir-special-chars"]
     {
-        let Some((_, blocks)) = load(&format!("{name}.car")) else { return };
+        let Some((_, blocks)) = vectors::car(&format!("{name}.car")) else { return };
         for (cid, block) in blocks.iter().filter(|(cid, _)| cid.codec() == DAG_PB) {
             let Ok(node) = FileNode::decode(cid, block.bytes()) else { continue };
             files += usize::from(!node.children.is_empty());
@@ -133,11 +121,11 @@ fn files_of_other_implementations_are_read_whole() {
 
 #[test]
 fn a_child_of_another_size_is_refused() {
-    if let Some((root, blocks)) = load("unixfs/hostile/blocksizes-lie-short.car") {
+    if let Some((root, blocks)) = vectors::car("unixfs/hostile/blocksizes-lie-short.car") {
         let Err(WalkError::Size { declared, found, .. }) = read_all(root, &blocks) else { panic!() };
         assert_eq!((declared, found), (2, 4));
     }
-    if let Some((root, blocks)) = load("unixfs/hostile/filesize-u64max.car") {
+    if let Some((root, blocks)) = vectors::car("unixfs/hostile/filesize-u64max.car") {
         let Err(WalkError::Size { declared, found, .. }) = read_all(root, &blocks) else { panic!() };
         assert_eq!((declared, found), (u64::MAX, 4));
     }
@@ -152,7 +140,7 @@ fn a_child_of_another_size_is_refused() {
 
 #[test]
 fn a_bomb_is_read_with_little_memory() {
-    let Some((root, blocks)) = load("unixfs/hostile/bomb-dup-174x8.car") else { return };
+    let Some((root, blocks)) = vectors::car("unixfs/hostile/bomb-dup-174x8.car") else { return };
     let mut walk = FileWalk::new(root, 0..u64::MAX).unwrap();
     let mut left = 100_000;
     while left > 0 {
@@ -179,7 +167,7 @@ fn a_chain_is_followed_to_the_documented_depth() {
     assert_eq!(read_all(root, &blocks), Ok(b"end".to_vec()));
     let (root, blocks) = chain(MAX_DEPTH + 1);
     assert!(matches!(read_all(root, &blocks), Err(WalkError::TooDeep(_))));
-    if let Some((root, blocks)) = load("unixfs/hostile/deep-chain-20000.car") {
+    if let Some((root, blocks)) = vectors::car("unixfs/hostile/deep-chain-20000.car") {
         assert!(matches!(read_all(root, &blocks), Err(WalkError::TooDeep(_))));
     }
 }

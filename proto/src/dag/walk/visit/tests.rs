@@ -1,6 +1,5 @@
 use super::*;
 use crate::block::{CidError, RAW};
-use crate::dag::car::{CarError, Reader};
 use crate::dag::codec::{Link, NodeError};
 use crate::vectors;
 use bytes::Bytes;
@@ -8,17 +7,6 @@ use multihash::Multihash;
 use std::collections::HashMap;
 
 type Blocks = HashMap<Cid, Block>;
-
-fn load(name: &str) -> Option<(Cid, Blocks)> {
-    let bytes = vectors::bytes(name)?;
-    let (mut reader, mut blocks) = (Reader::new(), Blocks::new());
-    // Some sets hold a section that the reader refuses; what comes before is enough.
-    let _ = reader.push(&bytes, &mut |block| {
-        blocks.insert(*block.cid(), block);
-        Ok::<(), CarError>(())
-    });
-    Some((reader.roots().expect("a header")[0], blocks))
-}
 
 /// Visits all that is in `blocks`; the CIDs in order, and those without a block.
 fn visit(root: Cid, blocks: &Blocks) -> Result<(Vec<Cid>, Vec<Cid>), WalkError> {
@@ -60,7 +48,7 @@ fn whole_dags_are_visited_once_whatever_they_mean() {
         ("car/simple-unixfs-missing-blocks.car", 20, 3),
         ("boxo/directory-with-multilayer-hamt-and-multiblock-files.car", 18, 0),
     ] {
-        let Some((root, blocks)) = load(name) else { return };
+        let Some((root, blocks)) = vectors::car(name) else { return };
         let (seen, absent) = visit(root, &blocks).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!((seen.len(), absent.len()), (count, missing), "{name}");
         assert_eq!(seen[0], root, "{name}");
@@ -73,7 +61,7 @@ fn links_that_nothing_could_verify_are_refused_before_they_are_named() {
         ("unixfs/hostile/md5-leaf.car", CidError::HashFunction(0xd5)),
         ("unixfs/hostile/identity-leaf-129.car", CidError::Malformed("Failed to parse multihash".to_owned())),
     ] {
-        let Some((root, blocks)) = load(name) else { return };
+        let Some((root, blocks)) = vectors::car(name) else { return };
         let source = NodeError::Link { index: 0, source: link };
         assert_eq!(visit(root, &blocks), Err(WalkError::Node { cid: root, source }), "{name}");
     }
