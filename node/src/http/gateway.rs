@@ -1,74 +1,71 @@
-//! `/ipfs/CID`: a trustless gateway over what is published here (IPFS trustless gateway spec).
+//! `/ipfs/CID[/path]`: a trustless gateway over what is published here (IPFS trustless gateway spec).
 //!
-//! A block as it is (`raw`) or a whole DAG as a CAR, depth first, each block once. Nothing is looked for elsewhere, and
-//! a block that is not published is answered as one that is not here. Paths below a CID are not walked.
+//! A block as it is (`raw`), or what a scope takes in of a DAG as a CAR, depth first. Nothing is looked for elsewhere,
+//! and a block that is not published is answered as one that is not here. A CAR that cannot be made to its end is
+//! cut off. There are no files and no listings here: whoever asks for neither format is refused.
+
+mod asked;
+mod car;
 
 use super::nar::{body, busy};
-use super::reply::{Fixed, Wanted, bad_request, not_found};
+use super::reply::{FOR_EVER, Fixed, Wanted, bad_request, not_found};
 use super::site::Site;
 use crate::store::{Store, StoreError};
+use asked::{Format, Parameters, RAW, Refused, Select};
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use futures::stream::try_unfold;
+use futures::stream::empty;
 use nipfs_proto::Cid;
-use nipfs_proto::block::{Block, Digest, parse_cid};
-use nipfs_proto::dag::car;
-use nipfs_proto::dag::walk::Visit;
-use std::io;
-
-const RAW: &str = "application/vnd.ipld.raw";
-const CAR: &str = "application/vnd.ipld.car";
-const CAR_AS_SENT: &str = "application/vnd.ipld.car; version=1; order=dfs; dups=n";
-
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Raw,
-    /// The whole DAG, or the root block only.
-    Car {
-        whole: bool,
-    },
-}
+use nipfs_proto::block::{Block, DAG_PB, Digest, RAW as RAW_CODEC, parse_cid};
+use nipfs_proto::dag::car::header as car_header;
+use nipfs_proto::dag::walk::{PathWalk, Scope, Selection};
+use std::convert::Infallible;
+use tokio::sync::OwnedSemaphorePermit;
 
 pub(super) async fn serve(
     State(site): State<Site>,
     method: Method,
+    uri: Uri,
     headers: HeaderMap,
     Path(path): Path<String>,
-    RawQuery(query): RawQuery,
+    query: Result<Query<Parameters>, QueryRejection>,
 ) -> Response {
     let (cid, below) = path.split_once('/').unwrap_or((&path, ""));
     let Ok(cid) = parse_cid(cid) else { return bad_request("not a CID that is accepted\n") };
-    let query = query.unwrap_or_default();
-    let format = match format(&query, &headers) {
-        Ok(Some(format)) => format,
-        Ok(None) => return (StatusCode::NOT_ACCEPTABLE, "ask for format=raw or format=car\n").into_response(),
-        Err(why) => return bad_request(why),
-    };
-    if !below.is_empty() {
-        return not_found();
+    let Ok(Query(parameters)) = query else { return bad_request("a query that is not understood\n") };
+    let cached_only = is_cached_only(&headers);
+    let absent = || if cached_only { StatusCode::PRECONDITION_FAILED.into_response() } else { not_found() };
+    let Some(turn) = site.body_turn().await else { return busy() };
+    // Whether the root is here is asked without a format too.
+    if cached_only && site.look(move |cache| published(cache.store(), &cid)).await.is_none() {
+        return absent();
     }
-    let Some(root) = site.look(move |cache| published(cache.store(), &cid)).await else { return not_found() };
-    let name = file_name(&query);
-    let mut response = match format {
-        Format::Raw => raw(&method, &headers, root),
-        Format::Car { whole } => match car(site, &method, &headers, root, whole).await {
-            Some(response) => response,
-            None => return busy(),
-        },
+    let (format, names) = match Format::of(&parameters, &headers).and_then(|format| Ok((format, asked::names(below)?)))
+    {
+        Ok(asked) => asked,
+        Err(Refused::Bad(why)) => return bad_request(why),
+        Err(Refused::NotAcceptable) => {
+            return (StatusCode::NOT_ACCEPTABLE, "only format=raw and format=car, version 1\n").into_response();
+        }
     };
-    let extension = if format == Format::Raw { "bin" } else { "car" };
-    let name = name.map_or_else(|| format!("{cid}.{extension}"), str::to_owned);
-    let fields = [
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
+    let Some(found) = site.look(move |cache| find(cache.store(), cid, names)).await else { return absent() };
+    let target = *found.block.cid();
+    let shared = [
+        (header::CONTENT_DISPOSITION, disposition(&parameters, format, &target)),
+        (header::CONTENT_LOCATION, format!("{}?{}", uri.path(), query_of(format))),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-        (header::HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{cid}")),
-        (header::HeaderName::from_static("x-ipfs-roots"), cid.to_string()),
+        (HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{path}")),
+        (HeaderName::from_static("x-ipfs-roots"), found.roots()),
     ];
-    for (key, value) in fields {
+    let mut response = match format {
+        Format::Raw => raw(turn, &method, &headers, found.block),
+        Format::Car(select) => car(turn, &site, &method, &headers, &found, select, uri.path()),
+    };
+    for (key, value) in shared {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(key, value);
         }
@@ -76,45 +73,34 @@ pub(super) async fn serve(
     response
 }
 
-/// The format that the query asks for, or else the `Accept` header (IPIP-523).
-fn format(query: &str, headers: &HeaderMap) -> Result<Option<Format>, &'static str> {
-    // A file's entity is all of it. A directory's would be less; all of it is more than was asked for.
-    let whole = match parameter(query, "dag-scope") {
-        None | Some("all" | "entity") => true,
-        Some("block") => false,
-        Some(_) => return Err("unknown dag-scope\n"),
-    };
-    if parameter(query, "entity-bytes").is_some() {
-        return Err("entity-bytes is not supported\n");
+/// The end of a path, and how it was reached.
+#[derive(Debug)]
+struct Found {
+    path: PathWalk,
+    block: Block,
+}
+
+impl Found {
+    fn roots(&self) -> String {
+        self.path.roots().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
-    match parameter(query, "format") {
-        Some("raw") => return Ok(Some(Format::Raw)),
-        Some("car") => return Ok(Some(Format::Car { whole })),
-        Some(_) => return Ok(None),
-        None => {}
-    }
-    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    for kind in accepted.flat_map(|list| list.split(',')) {
-        let mut parts = kind.split(';').map(str::trim);
-        match parts.next() {
-            Some(RAW) => return Ok(Some(Format::Raw)),
-            Some(CAR) if parts.all(|part| !part.starts_with("version=") || part == "version=1") => {
-                return Ok(Some(Format::Car { whole }));
+}
+
+/// Walks down from `root`; `None` when a name leads nowhere that is published.
+fn find(store: &Store, root: Cid, names: Vec<String>) -> Result<Option<Found>, StoreError> {
+    let Ok(mut path) = PathWalk::new(root, names) else { return Ok(None) };
+    while let Some(cid) = path.wanted() {
+        let Some(block) = published(store, &cid)? else { return Ok(None) };
+        match path.feed(&block) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                tracing::info!(%root, error = &error as &dyn std::error::Error, "a path cannot be walked");
+                return Ok(None);
             }
-            _ => {}
         }
     }
-    Ok(None)
-}
-
-fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
-    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-}
-
-/// The name for the file that the client asked for, if it is a plain one.
-fn file_name(query: &str) -> Option<&str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    parameter(query, "filename").filter(|name| (1..=128).contains(&name.len()) && name.bytes().all(plain))
+    Ok(published(store, &path.at())?.map(|block| Found { path, block }))
 }
 
 /// A block, if everybody may have it. The bytes of an identity CID are no secret to whoever has the CID.
@@ -125,65 +111,67 @@ fn published(store: &Store, cid: &Cid) -> Result<Option<Block>, StoreError> {
     }
 }
 
-fn raw(method: &Method, headers: &HeaderMap, block: Block) -> Response {
+fn is_cached_only(headers: &HeaderMap) -> bool {
+    let lists = headers.get_all(header::CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|directive| directive.trim() == "only-if-cached")
+}
+
+fn disposition(parameters: &Parameters, format: Format, target: &Cid) -> String {
+    let extension = if format == Format::Raw { "bin" } else { "car" };
+    let name = parameters.file_name().map_or_else(|| format!("{target}.{extension}"), str::to_owned);
+    format!("attachment; filename=\"{name}\"")
+}
+
+fn query_of(format: Format) -> String {
+    match format {
+        Format::Raw => "format=raw".to_owned(),
+        Format::Car(select) => select.query(),
+    }
+}
+
+fn raw(turn: OwnedSemaphorePermit, method: &Method, headers: &HeaderMap, block: Block) -> Response {
     let (cid, bytes) = block.into_parts();
     let fixed = Fixed { size: bytes.len() as u64, etag: format!("\"{cid}.raw\""), content_type: RAW };
     match fixed.wanted(method, headers) {
         Wanted::Head(response) => response,
         Wanted::Body(range, response) => {
             let of = |end: u64| usize::try_from(end).unwrap_or(usize::MAX);
-            response.map(|_| Body::from(bytes.slice(of(range.start)..of(range.end))))
+            let bytes = bytes.slice(of(range.start)..of(range.end));
+            response.map(|_| body(turn, bytes, empty::<Result<Bytes, Infallible>>()))
         }
     }
 }
 
-/// The DAG as a CAR; `None` when too many are being sent.
-async fn car(site: Site, method: &Method, headers: &HeaderMap, root: Block, whole: bool) -> Option<Response> {
-    let etag = format!("W/\"{}.car{}\"", root.cid(), if whole { "" } else { ".block" });
+/// The CAR of `found` under the URL path `location`.
+fn car(
+    turn: OwnedSemaphorePermit,
+    site: &Site,
+    method: &Method,
+    headers: &HeaderMap,
+    found: &Found,
+    select: Select,
+    location: &str,
+) -> Response {
+    let target = *found.block.cid();
+    if select.scope == Scope::All && !matches!(target.codec(), RAW_CODEC | DAG_PB) {
+        return (StatusCode::NOT_IMPLEMENTED, "links are followed in dag-pb only; ask for a block\n").into_response();
+    }
+    let Ok(selection) = Selection::new(target, select.scope, select.duplicates) else { return not_found() };
+    // All that decides which blocks come, and in which order.
+    let digest = Digest::of(format!("{location}?{}", select.query()).as_bytes());
+    let etag = format!("W/\"{target}.car.{:.16}\"", format!("{digest:?}"));
     let fields = [
-        (header::CONTENT_TYPE, CAR_AS_SENT.to_owned()),
+        (header::CONTENT_TYPE, select.content_type()),
         (header::ACCEPT_RANGES, "none".to_owned()),
         (header::ETAG, etag.clone()),
-        (header::CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
+        (header::CACHE_CONTROL, FOR_EVER.to_owned()),
     ];
     if super::range::is_known(headers, &etag) {
-        return Some((StatusCode::NOT_MODIFIED, fields).into_response());
+        return (StatusCode::NOT_MODIFIED, fields).into_response();
     }
     if *method == Method::HEAD {
-        return Some((fields, Body::empty()).into_response());
+        return (fields, Body::empty()).into_response();
     }
-    let turn = site.body_turn().await?;
-    let mut begin = car::header(&[*root.cid()]);
-    if !whole {
-        begin.extend(section(&root));
-        return Some((fields, body(turn, begin.into(), futures::stream::empty::<io::Result<Bytes>>())).into_response());
-    }
-    let visit = Visit::new([*root.cid()]).ok()?;
-    let store = site.node().store().clone();
-    let sections = try_unfold((store, visit), |(store, mut visit)| async move {
-        let next = tokio::task::spawn_blocking(move || {
-            let section = next_section(&store, &mut visit)?;
-            Ok::<_, io::Error>(section.map(|section| (section, (store, visit))))
-        });
-        next.await.map_err(io::Error::other)?
-    });
-    Some((fields, body(turn, begin.into(), sections)).into_response())
-}
-
-/// The next block of the walk as a section. One that is missing ends the CAR in an error.
-fn next_section(store: &Store, visit: &mut Visit) -> io::Result<Option<Bytes>> {
-    let Some(cid) = visit.next_cid().map_err(io::Error::other)? else { return Ok(None) };
-    let block = published(store, &cid).map_err(io::Error::other)?;
-    let block = block.ok_or_else(|| io::Error::other(format!("block {cid} is not here")))?;
-    visit.feed(&block).map_err(io::Error::other)?;
-    Ok(Some(section(&block).into()))
-}
-
-fn section(block: &Block) -> Vec<u8> {
-    if block.digest().is_none() {
-        return Vec::new();
-    }
-    let mut section = car::section_head(block);
-    section.extend_from_slice(block.bytes());
-    section
+    let sections = car::Sections::new(site.node().store().clone(), found.path.passed(), selection);
+    (fields, body(turn, car_header(&[target]).into(), sections.stream())).into_response()
 }

@@ -6,7 +6,7 @@
 //! | `/nix-cache-info`, `/HASH.narinfo`, `/nar/NARHASH.nar` | the cache, with our lines in the narinfos |
 //! | `/plain/…` | the same for readers that refuse unknown lines |
 //! | `/nipfs-info`, `/nipfs-paths` | whom to ask for blocks, and what is published |
-//! | `/ipfs/CID?format=raw\|car` | blocks and DAGs, if they are published |
+//! | `/ipfs/CID[/path]?format=raw\|car` | blocks and DAGs, if they are published |
 //! | `/health` | `ok` |
 //! | `/status` | figures, for this machine only |
 //!

@@ -6,6 +6,9 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use std::ops::Range;
 
+/// `Cache-Control` of what never changes under its name: the IPFS gateway spec's 48 weeks.
+pub(super) const FOR_EVER: &str = "public, max-age=29030400, immutable";
+
 /// 404, for what is absent and for what may not be seen.
 pub(super) fn not_found() -> Response {
     (StatusCode::NOT_FOUND, "not found\n").into_response()
@@ -45,7 +48,7 @@ impl Fixed {
                 (header::CONTENT_LENGTH, length.to_string()),
                 (header::ACCEPT_RANGES, "bytes".to_owned()),
                 (header::ETAG, etag.clone()),
-                (header::CACHE_CONTROL, "public, max-age=31536000, immutable".to_owned()),
+                (header::CACHE_CONTROL, FOR_EVER.to_owned()),
             ];
             (status, fields, Body::empty()).into_response()
         };

@@ -2,6 +2,7 @@
 
 mod cache;
 mod conformance;
+mod dags;
 mod gateway;
 mod hostile;
 mod passing;

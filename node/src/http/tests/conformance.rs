@@ -1,4 +1,4 @@
-//! Cases of the gateway-conformance suite, replayed: the suites about single blocks, probes and refusals.
+//! The cases of the gateway-conformance suite, replayed.
 
 use super::*;
 use crate::store::{CidPin, Op};
@@ -7,7 +7,10 @@ use nipfs_proto::dag::car::{CarError, Reader};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-const SUITES: [&str; 4] = ["trustless-raw", "trustless-format-precedence", "spec-probe", "spec-negative"];
+/// Cases that are not for us: a conditional GET of a file in plain, `index.html`. There are only blocks and CARs here, so
+/// it is refused, and conditions are looked at where the answer would be a success (RFC 9110 §13.2.1). What they test is
+/// tested with `format=raw` below.
+const OF_PLAIN_FILES: [u64; 4] = [70, 71, 72, 73];
 
 #[tokio::test]
 async fn gateway_conformance() {
@@ -19,9 +22,8 @@ async fn gateway_conformance() {
     };
     let vectors: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let server = Server::start().await;
-    let of_ours = |case: &&Value| SUITES.contains(&case["suite"].as_str().unwrap());
-    let cases: Vec<&Value> = vectors["cases"].as_array().unwrap().iter().filter(of_ours).collect();
-    assert!(cases.len() > 40);
+    let cases = vectors["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 106);
     let mut wrong = Vec::new();
     for case in cases {
         for fixture in case["fixture"].as_array().unwrap() {
@@ -33,21 +35,28 @@ async fn gateway_conformance() {
         };
         let query = pairs("query", |key, value| format!("{key}={value}")).join("&");
         let headers = pairs("headers", |key, value| format!("{key}: {value}\r\n")).concat();
-        let answer = server.ask(text("method"), &format!("{}?{query}", text("path")), &headers).await;
+        let url = format!("{}?{query}", text("path"));
+        if OF_PLAIN_FILES.contains(&case["id"].as_u64().unwrap()) {
+            assert_eq!(server.ask("GET", &url, &headers).await.status, 400, "{}", case["id"]);
+            let (url, headers) = (format!("{url}format=raw"), headers.replace("v6am\"", "v6am.raw\""));
+            assert_eq!(server.ask("GET", &url, &headers).await.status, 304, "{}", case["id"]);
+            continue;
+        }
+        let answer = server.ask(text("method"), &url, &headers).await;
         if !case["any_of"].as_array().unwrap().iter().any(|expected| fits(&answer, expected)) {
-            wrong.push(format!("{} {}: {}", case["id"], text("name"), answer.status));
+            wrong.push(format!("{} {}: {} {:?}", case["id"], text("name"), answer.status, answer.headers));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Pins everything in a CAR, block by block: its roots need not reach all of it.
+/// Pins everything in a CAR, block by block and each as a leaf: one lacks a block, and what is pinned must be whole.
 fn publish(server: &Server, car: &Path) {
     let (mut reader, lease) = (Reader::new(), server.node.store().lease());
     let mut pins = Vec::new();
     let mut keep = |block: nipfs_proto::block::Block| {
         lease.put(&block).unwrap();
-        pins.push(Op::PutPin(CidPin { cid: *block.cid(), added_unix: 0 }));
+        pins.push(Op::PutPin(CidPin { cid: block.digest().unwrap().raw_cid(), added_unix: 0 }));
         Ok::<_, CarError>(())
     };
     reader.push(&std::fs::read(car).unwrap(), &mut keep).unwrap();
@@ -96,6 +105,16 @@ fn car_fits(car: &[u8], expected: &Value) -> bool {
     let read = reader.push(car, &mut keep);
     let roots: Vec<String> = reader.roots().unwrap_or_default().iter().map(ToString::to_string).collect();
     let strings = |key: &str| -> Option<Vec<&str>> { expected[key].as_array()?.iter().map(Value::as_str).collect() };
-    let all = strings("blocks").unwrap_or_default().iter().all(|cid| blocks.iter().any(|block| block == cid));
-    read.is_ok() && all && strings("roots").is_none_or(|expected| expected == roots)
+    let is = |key: &str| expected[key].as_bool() == Some(true);
+    let mut wanted = strings("blocks").unwrap_or_default();
+    let fits = if is("exactly") {
+        if !is("ordered") {
+            wanted.sort_unstable();
+            blocks.sort_unstable();
+        }
+        wanted == blocks
+    } else {
+        wanted.iter().all(|cid| blocks.iter().any(|block| block == cid))
+    };
+    read.is_ok() && fits && strings("roots").is_none_or(|expected| expected == roots)
 }

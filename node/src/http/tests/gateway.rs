@@ -4,7 +4,7 @@ use super::*;
 use nipfs_proto::block::{Block, Digest};
 use nipfs_proto::dag::car::{CarError, Reader};
 
-fn blocks_of(car: &[u8]) -> (Vec<Cid>, Vec<Block>) {
+pub(super) fn blocks_of(car: &[u8]) -> (Vec<Cid>, Vec<Block>) {
     let (mut reader, mut blocks) = (Reader::new(), Vec::new());
     let mut keep = |block| {
         blocks.push(block);
@@ -32,7 +32,7 @@ async fn a_published_block_comes_with_its_headers() {
             ("x-content-type-options", "nosniff".to_owned()),
             ("content-disposition", format!("attachment; filename=\"{root}.bin\"")),
             ("etag", format!("\"{root}.raw\"")),
-            ("cache-control", "public, max-age=31536000, immutable".to_owned()),
+            ("cache-control", "public, max-age=29030400, immutable".to_owned()),
             ("x-ipfs-path", format!("/ipfs/{root}")),
             ("x-ipfs-roots", root.to_string()),
         ] {
@@ -99,12 +99,26 @@ async fn probes_and_nonsense() {
         (format!("/ipfs/{absent}?format=raw"), "", 404),
         (format!("/ipfs/{absent}?format=car"), "", 404),
         (format!("/ipfs/{absent}/a/b?format=raw"), "", 404),
-        (format!("/ipfs/{absent}"), "", 406),
+        (format!("/ipfs/{absent}"), "", 400),
         (format!("/ipfs/{absent}"), "Accept: text/html\r\n", 406),
         (format!("/ipfs/{absent}"), "Accept: application/vnd.ipld.car; version=2\r\n", 406),
         (format!("/ipfs/{absent}?format=tar"), "Accept: application/vnd.ipld.raw\r\n", 406),
         (format!("/ipfs/{absent}?format=car&dag-scope=everything"), "", 400),
-        (format!("/ipfs/{absent}?format=car&entity-bytes=0:1"), "", 400),
+        (format!("/ipfs/{absent}?format=car&entity-bytes=0:1"), "", 404),
+        (format!("/ipfs/{absent}?format=car&entity-bytes=0%3A1"), "", 404),
+        (format!("/ipfs/{absent}?format=car&entity-bytes=1:0"), "", 400),
+        (format!("/ipfs/{absent}?format=car&entity-bytes=0:1&dag-scope=all"), "", 400),
+        (format!("/ipfs/{absent}?format=car&car-version=2"), "", 406),
+        (format!("/ipfs/{absent}?format=car&car-order=bfs"), "", 406),
+        (format!("/ipfs/{absent}?format=car&format=raw"), "", 400),
+        (format!("/ipfs/{absent}?format=car&dag-scope=%ff"), "", 400),
+        (format!("/ipfs/{absent}"), "Accept: application/vnd.ipld.car; order=bfs\r\n", 406),
+        (format!("/ipfs/{absent}"), "Accept: application/vnd.ipld.car; dups\r\n", 406),
+        (format!("/ipfs/{absent}/./a?format=car"), "", 400),
+        (format!("/ipfs/{absent}/a/%2e%2e/b?format=car"), "", 400),
+        (format!("/ipfs/{absent}/{}?format=car", "a/".repeat(65)), "", 400),
+        (format!("/ipfs/{absent}"), "Cache-Control: max-age=0, only-if-cached\r\n", 412),
+        ("/ipfs/bafkqaaa".to_owned(), "Cache-Control: only-if-cached\r\n", 400),
         ("/ipfs/notacid?format=raw".to_owned(), "", 400),
         ("/ipfs/Qm?format=raw".to_owned(), "", 400),
         ("/ipfs/bafksebhh7d53e?format=raw".to_owned(), "", 400),
