@@ -6,15 +6,18 @@
 //! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
 //! put into the store under the reader's lease: a reader that is killed loses none of them.
 
+mod cars;
+
 use crate::network::{Multiaddr, PeerId, Session, WantError};
 use crate::store::{Lease, Store, StoreError};
-use crate::upstream::{Gateway, Router};
+use crate::upstream::{Car, Gateway, Router};
 use bytes::Bytes;
+use cars::Cars;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
-use nipfs_proto::block::Block;
+use nipfs_proto::block::{Block, DAG_PB};
 use nipfs_proto::dag::walk::{FileWalk, WalkError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -44,7 +47,7 @@ pub struct Sources {
     pub session: Option<Arc<Session>>,
     /// Asked who else may have a DAG, when no peer of the session has it.
     pub routers: Arc<[Router]>,
-    /// Trustless gateways, asked for what no peer has.
+    /// Trustless gateways, asked for what no peer has: for the rest of a file at once where that pays.
     pub gateways: Arc<[Gateway]>,
 }
 
@@ -105,7 +108,11 @@ impl Counters {
 /// # Errors
 /// As reading.
 pub async fn block(sources: &Sources, root: Cid, cid: Cid) -> Result<Block, ReadError> {
-    obtain(sources.clone(), Arc::new(Counters::default()), root, cid).await
+    let counters = Arc::new(Counters::default());
+    match obtain(sources, &counters, root, cid).await? {
+        Some(block) => Ok(block),
+        None => from_gateways(sources, &counters, root, cid).await,
+    }
 }
 
 /// Why a read ended early. Bytes that came out before were right.
@@ -146,7 +153,23 @@ pub enum ReadError {
     },
 }
 
-type Fetched = Result<Block, ReadError>;
+/// What became of something that was asked for.
+enum Arrived {
+    Block(Block),
+    /// Neither the store nor a peer has the block.
+    Nowhere(Cid),
+    /// The next block of a CAR.
+    Brought(Box<Car>, Block),
+    /// Nothing more comes from the CAR.
+    CarOver,
+    Failed(ReadError),
+}
+
+impl From<Result<Block, ReadError>> for Arrived {
+    fn from(block: Result<Block, ReadError>) -> Self {
+        block.map_or_else(Self::Failed, Self::Block)
+    }
+}
 
 struct Reader {
     root: Cid,
@@ -154,7 +177,8 @@ struct Reader {
     sources: Sources,
     counters: Arc<Counters>,
     asked: HashSet<Cid>,
-    arriving: FuturesUnordered<BoxFuture<'static, Fetched>>,
+    arriving: FuturesUnordered<BoxFuture<'static, Arrived>>,
+    cars: Cars,
     /// Why nothing more is asked for. What came before it in the file is still handed out.
     failed: Option<ReadError>,
     far: Option<FarReader>,
@@ -191,8 +215,10 @@ pub fn read(
 ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
     let (asked, arriving, failed) = (HashSet::new(), FuturesUnordered::new(), None);
     let far = (!sources.is_near()).then(FarReader::enter);
+    // A file of one block is best asked for as that.
+    let cars = Cars::new(if root.codec() == DAG_PB { &sources.gateways } else { &[] });
     let reader = FileWalk::new(root, range)
-        .map(|walk| Reader { root, walk, sources, counters, asked, arriving, failed, far })
+        .map(|walk| Reader { root, walk, sources, counters, asked, arriving, cars, failed, far })
         .map_err(|source| ReadError::Dag { root, source });
     try_unfold(Some(reader), |reader| async move {
         let Some(reader) = reader else { return Ok(None) };
@@ -212,6 +238,7 @@ impl Reader {
                 took = true;
             }
             if let Some(bytes) = self.walk.next_bytes() {
+                self.cars.read();
                 return Ok(Some(bytes));
             }
             if self.walk.is_done() {
@@ -221,6 +248,8 @@ impl Reader {
                 Some(arrived) => self.take(arrived),
                 // What came names what to ask for next.
                 None if took && self.failed.is_none() => {}
+                // What the reader waits for is not what the CAR has brought.
+                None if self.cars.is_open() && self.failed.is_none() => self.end_car(),
                 None => {
                     let missing = ReadError::Missing { root: self.root, cid: self.root };
                     return Err(self.failed.take().unwrap_or(missing));
@@ -237,75 +266,131 @@ impl Reader {
         let ahead: Vec<Cid> = self.walk.upcoming(window).map(|(cid, _)| cid).collect();
         for cid in ahead {
             if self.asked.insert(cid) {
-                let obtain = obtain(self.sources.clone(), self.counters.clone(), self.root, cid);
-                self.arriving.push(Box::pin(obtain));
+                let (sources, counters, root) = (self.sources.clone(), self.counters.clone(), self.root);
+                self.arriving.push(Box::pin(async move {
+                    match obtain(&sources, &counters, root, cid).await {
+                        Ok(Some(block)) => Arrived::Block(block),
+                        Ok(None) => Arrived::Nowhere(cid),
+                        Err(error) => Arrived::Failed(error),
+                    }
+                }));
+            }
+        }
+        if let Some(car) = self.cars.resume(window) {
+            self.arriving.push(Box::pin(cars::pull(car, self.sources.clone(), self.root)));
+        }
+    }
+
+    fn take(&mut self, arrived: Arrived) {
+        match arrived {
+            Arrived::Block(block) => {
+                self.asked.remove(block.cid());
+                self.feed(&block);
+            }
+            Arrived::Nowhere(cid) => self.ask_gateways(cid),
+            Arrived::Brought(car, block) => {
+                let size = block.bytes().len() as u64;
+                self.asked.remove(block.cid());
+                let wanted = self.feed(&block);
+                if wanted {
+                    self.counters.gateway.fetch_add(size, Ordering::Relaxed);
+                }
+                if !self.cars.brought(car, block.cid(), size, wanted) {
+                    self.end_car();
+                }
+            }
+            Arrived::CarOver => self.end_car(),
+            Arrived::Failed(error) => {
+                self.failed.get_or_insert(error);
             }
         }
     }
 
-    fn take(&mut self, arrived: Fetched) {
-        let error = match arrived {
-            Ok(block) => {
-                self.asked.remove(block.cid());
-                match self.walk.feed(&block) {
-                    Ok(_) => return,
-                    Err(source) => ReadError::Dag { root: self.root, source },
-                }
-            }
-            Err(error) => error,
+    /// Whether the block was wanted.
+    fn feed(&mut self, block: &Block) -> bool {
+        let fed = self.walk.feed(block).map_err(|source| ReadError::Dag { root: self.root, source });
+        fed.unwrap_or_else(|error| {
+            self.failed.get_or_insert(error);
+            false
+        })
+    }
+
+    /// Asks the gateways for `cid`, which is to be had nowhere else: as a part of the file, or by itself.
+    fn ask_gateways(&mut self, cid: Cid) {
+        let Some(offset) = self.walk.offset_of(&cid) else {
+            // It came by a CAR in the meantime.
+            self.asked.remove(&cid);
+            return;
         };
-        self.failed.get_or_insert(error);
+        let (sources, counters, root) = (self.sources.clone(), self.counters.clone(), self.root);
+        if !self.cars.awaits(cid, offset) {
+            let raw = async move { from_gateways(&sources, &counters, root, cid).await.into() };
+            self.arriving.push(Box::pin(raw));
+        } else if let Some(gateway) = self.cars.next_gateway(offset) {
+            self.arriving.push(Box::pin(cars::open(gateway, sources, root, offset)));
+        }
+    }
+
+    /// Gets what the CAR did not bring elsewhere: by the next gateway's from the first of it on, or one by one.
+    fn end_car(&mut self) {
+        let mut left: Vec<(Option<u64>, Cid)> =
+            self.cars.close().into_iter().map(|cid| (self.walk.offset_of(&cid), cid)).collect();
+        left.sort_unstable();
+        for (_, cid) in left {
+            self.ask_gateways(cid);
+        }
     }
 }
 
-/// One block, from the first source that has it.
-async fn obtain(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) -> Fetched {
+/// One block, from the store or else from a peer; `None` when neither has it.
+async fn obtain(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Result<Option<Block>, ReadError> {
     let store = sources.store.clone();
     match blocking(root, move || store.block(&cid)).await? {
         Ok(Some(block)) => {
             counters.local.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-            return Ok(block);
+            return Ok(Some(block));
         }
         Ok(None) => {}
         // A damaged block is not served; another source may have it whole.
         Err(damaged @ StoreError::Damaged { .. }) => tracing::error!("{damaged}"),
         Err(source) => return Err(ReadError::Store { root, source }),
     }
-    let block = from_outside(&sources, &counters, root, cid).await?;
-    if let Some(lease) = sources.lease.clone() {
-        let kept = block.clone();
-        blocking(root, move || lease.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    let Some(session) = &sources.session else { return Ok(None) };
+    let mut answer = session.want(cid).await;
+    if matches!(answer, Err(WantError::Missing(_))) && session.search(root, providers(&sources.routers, root)).await {
+        answer = session.want(cid).await;
     }
-    Ok(block)
+    match answer {
+        Ok((block, _)) => {
+            counters.bitswap.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+            keep(sources, root, block).await.map(Some)
+        }
+        Err(WantError::Missing(_)) => Ok(None),
+        Err(_) => Err(ReadError::Stopped { root }),
+    }
 }
 
-async fn from_outside(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Fetched {
-    if let Some(session) = &sources.session {
-        let mut answer = session.want(cid).await;
-        if matches!(answer, Err(WantError::Missing(_))) && session.search(root, providers(&sources.routers, root)).await
-        {
-            answer = session.want(cid).await;
-        }
-        match answer {
-            Ok((block, _)) => {
-                counters.bitswap.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-                return Ok(block);
-            }
-            Err(WantError::Missing(_)) => {}
-            Err(_) => return Err(ReadError::Stopped { root }),
-        }
-    }
+/// One block, from the first gateway that has it.
+async fn from_gateways(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Result<Block, ReadError> {
     for gateway in sources.gateways.iter() {
         match gateway.block(&cid).await {
             Ok(Some(block)) => {
                 counters.gateway.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-                return Ok(block);
+                return keep(sources, root, block).await;
             }
             Ok(None) => {}
             Err(error) => tracing::info!("gateway: {error}"),
         }
     }
     Err(ReadError::Missing { root, cid })
+}
+
+/// Puts a block that came from outside into the store.
+async fn keep(sources: &Sources, root: Cid, block: Block) -> Result<Block, ReadError> {
+    let Some(lease) = sources.lease.clone() else { return Ok(block) };
+    let kept = block.clone();
+    blocking(root, move || lease.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    Ok(block)
 }
 
 /// Whom the routers name as providers of a root.
@@ -324,3 +409,6 @@ async fn blocking<T: Send + 'static>(root: Cid, work: impl FnOnce() -> T + Send 
     let _turn = AT_THE_STORE.acquire().await;
     tokio::task::spawn_blocking(work).await.map_err(|_| ReadError::Stopped { root })
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,8 +150,16 @@ impl Client {
     }
 
     /// The head of a large resource, asked for from byte `offset` on; `None` when it is not there.
-    pub(super) async fn open(&self, url: &Url, offset: u64) -> Result<Option<Response>, UpstreamError> {
+    pub(super) async fn open(
+        &self,
+        url: &Url,
+        accept: Option<&'static str>,
+        offset: u64,
+    ) -> Result<Option<Response>, UpstreamError> {
         let mut request = self.http.get(url.clone());
+        if let Some(accept) = accept {
+            request = request.header(header::ACCEPT, HeaderValue::from_static(accept));
+        }
         if offset > 0 {
             request = request.header(header::RANGE, format!("bytes={offset}-"));
         }

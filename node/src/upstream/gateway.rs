@@ -1,4 +1,8 @@
-//! A trustless IPFS gateway as a source of blocks (IPFS trustless gateway spec, `application/vnd.ipld.raw`).
+//! A trustless IPFS gateway as a source of blocks (IPFS trustless gateway spec): one by one, or those of a file in order.
+
+mod car;
+
+pub use car::Car;
 
 use super::UpstreamError;
 use super::client::Client;
@@ -36,6 +40,16 @@ impl Gateway {
         let block = Block::verify(*cid, bytes);
         block.map(Some).map_err(|source| UpstreamError::Block { url: url.to_string(), source })
     }
+
+    /// The blocks of the file `root` that hold its bytes from `from` on, and those above them, in order. With
+    /// `duplicates` a block comes as often as it occurs: for a reader that keeps none. `None` when the gateway does not
+    /// have the file.
+    ///
+    /// # Errors
+    /// [`UpstreamError`], also when the gateway makes no such CARs; after at most 15 seconds.
+    pub async fn car(&self, root: &Cid, from: u64, duplicates: bool) -> Result<Option<Car>, UpstreamError> {
+        Car::open(&self.client, root, from, duplicates).await
+    }
 }
 
 impl fmt::Display for Gateway {
@@ -44,3 +58,6 @@ impl fmt::Display for Gateway {
         self.client.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,15 @@
 //! A client of other people's caches and gateways, over HTTP.
 //!
 //! - [`Upstream`]: a Nix binary cache: `nix-cache-info`, narinfos, NARs, and the `nipfs-info` of a cache of ours.
-//! - [`Gateway`]: a trustless IPFS gateway: one block at a time, each checked against its CID.
+//! - [`Gateway`]: a trustless IPFS gateway: single blocks, or those of a file in order, each checked against its CID.
 //! - [`Router`]: somebody who knows providers.
 //!
 //! What comes from there is foreign and may be hostile:
 //!
 //! - Nothing leaves the base URL's scheme, host and port, be it by a `URL:` field or by a redirect, and a `URL:` field
 //!   does not leave the base path either.
-//! - Every answer has a ceiling in bytes and every wait an end: small answers have a deadline, NARs a floor of speed.
+//! - Every answer has a ceiling in bytes and every wait an end: small answers have a deadline, NARs and CARs a floor of
+//!   speed.
 //! - `Content-Encoding` is never asked for and never accepted.
 //! - A NAR is exactly as long as its narinfo says, or its stream ends in an error. Its hash is the caller's to check.
 //!
@@ -24,7 +25,7 @@ mod router;
 #[cfg(test)]
 mod tests;
 
-pub use gateway::Gateway;
+pub use gateway::{Car, Gateway};
 pub(crate) use nar::decoder;
 pub use nipfs_info::NipfsInfo;
 pub use router::{Provider, Router};
@@ -32,7 +33,10 @@ pub use router::{Provider, Router};
 use bytes::Bytes;
 use client::Client;
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use nipfs_proto::Cid;
 use nipfs_proto::block::BlockError;
+use nipfs_proto::dag::car::CarError;
+use nipfs_proto::dag::walk::WalkError;
 use nipfs_proto::nix::cache_info::{CacheInfo, CacheInfoError};
 use nipfs_proto::nix::narinfo::{MAX_NARINFO, NarInfo};
 use nipfs_proto::nix::store_path::{StorePath, StorePathError, StorePathHash};
@@ -101,7 +105,7 @@ pub enum UpstreamError {
         /// How long it had.
         within: Duration,
     },
-    /// A NAR that comes slower than the floor of 64 KiB in 15 seconds.
+    /// A NAR or a CAR that comes slower than the floor of 64 KiB in 15 seconds.
     #[error("{url} stalled")]
     Stalled {
         /// The URL.
@@ -203,6 +207,48 @@ pub enum UpstreamError {
         #[source]
         source: BlockError,
     },
+    /// An answer that is not the CAR that was asked for.
+    #[error("{url} came as {found:?}, not as the CAR that was asked for")]
+    Type {
+        /// The URL.
+        url: String,
+        /// The `Content-Type`.
+        found: String,
+    },
+    /// A CAR that cannot be read, or holds a wrong block.
+    #[error("{url} is not a CAR that is accepted")]
+    Car {
+        /// The URL.
+        url: String,
+        /// The cause.
+        #[source]
+        source: CarError,
+    },
+    /// A CAR with another block than the one that must be next.
+    #[error("{url} holds another block where {expected} was next")]
+    Unasked {
+        /// The URL.
+        url: String,
+        /// The block that should have come.
+        expected: Cid,
+    },
+    /// A CAR that ends early.
+    #[error("{url} ended before block {cid}")]
+    Ended {
+        /// The URL.
+        url: String,
+        /// The block that did not come.
+        cid: Cid,
+    },
+    /// A DAG that is not a file.
+    #[error("{url} cannot be walked")]
+    Dag {
+        /// The URL.
+        url: String,
+        /// The cause.
+        #[source]
+        source: WalkError,
+    },
 }
 
 /// Bytes as they come.
@@ -281,7 +327,7 @@ impl Upstream {
     /// Those before the first path; later ones come in the stream, which ends with them.
     pub async fn paths(&self) -> Result<Option<BoxStream<'static, Result<StorePath, UpstreamError>>>, UpstreamError> {
         let url = self.client.resolve("nipfs-paths")?;
-        let Some(body) = self.client.open(&url, 0).await? else { return Ok(None) };
+        let Some(body) = self.client.open(&url, None, 0).await? else { return Ok(None) };
         let reader = StreamReader::new(self.client.floored(&url, body).map_err(io::Error::other));
         let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_PATH_LINE));
         let url = url.to_string();

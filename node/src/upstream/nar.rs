@@ -28,7 +28,7 @@ pub(super) async fn open(client: &Client, narinfo: &NarInfo, offset: u64) -> Res
     let url = client.resolve(narinfo.url())?;
     let size = narinfo.nar_size();
     let plain = narinfo.compression() == Compression::None;
-    let response = client.open(&url, if plain { offset } else { 0 }).await?;
+    let response = client.open(&url, None, if plain { offset } else { 0 }).await?;
     let response = response.ok_or_else(|| UpstreamError::Status { url: url.to_string(), status: 404 })?;
     let came_from = starts_at(&url, &response, offset)?;
     let body = client.floored(&url, response);

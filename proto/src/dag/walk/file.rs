@@ -97,6 +97,14 @@ impl FileWalk {
         })
     }
 
+    /// Where in the file the block `cid` is wanted first, in bytes; `None` when it is not, or too far ahead.
+    #[must_use]
+    pub fn offset_of(&self, cid: &Cid) -> Option<u64> {
+        let mut ahead = self.open.iter().rev().take(self.ahead());
+        let part = ahead.find(|part| matches!(&part.content, Content::Wanted(wanted, _) if wanted == cid))?;
+        Some(part.offset.max(self.range.start))
+    }
+
     /// Takes `block` wherever it is among the open links ahead: a leaf at each place where it occurs, a node at the
     /// first. Blocks are matched by multihash, so the block's own CID may be of another version or codec. Returns
     /// whether it was wanted; a block that was not is forgotten.
