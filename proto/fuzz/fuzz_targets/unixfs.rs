@@ -13,7 +13,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     let bytes = Bytes::copy_from_slice(bytes);
     let Ok(root) = Block::v0(bytes.clone()) else { return };
     if let Ok(Entity::Directory(directory)) = Entity::decode(root.cid(), &bytes) {
-        directory.look_up("name", start.into());
+        let _ = directory.look_up("name", start.into());
     }
     let Ok(node) = FileNode::decode(root.cid(), &bytes) else { return };
     let children: u64 = node.children.iter().map(|(_, size)| size).sum();

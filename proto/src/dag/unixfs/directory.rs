@@ -92,7 +92,9 @@ impl Shard {
     }
 
     fn look_up(&self, name: &str, level: u32) -> Lookup {
-        let Some(left) = u64::BITS.checked_sub((level + 1) * self.bits) else { return Lookup::Absent };
+        let Some(left) = u64::BITS.checked_sub(level.saturating_add(1).saturating_mul(self.bits)) else {
+            return Lookup::Absent;
+        };
         let hash = murmur3::murmur3_x64_64(name.as_bytes());
         let place = (hash >> left) & ((1 << self.bits) - 1);
         let digits = self.digits();
