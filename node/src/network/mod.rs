@@ -24,6 +24,8 @@ mod identity;
 mod known;
 mod loads;
 mod muxer;
+#[cfg(feature = "nat")]
+mod nat;
 mod nearby;
 mod profile;
 mod session;

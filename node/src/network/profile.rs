@@ -7,6 +7,7 @@
 //! | asks the local network for other nodes, and says there that it is one (mDNS) | no | yes | no |
 //! | asks the DHTs of IPFS who has what it looks for | no | no | yes |
 //! | tells them which roots it publishes | no | no | yes |
+//! | gets around NAT, when built with the cargo feature `nat` | no | no | yes |
 //!
 //! `public` leaves mDNS alone: it is for machines in data centres too, where shouting into the local network is bad manners.
 
@@ -39,6 +40,13 @@ impl Profile {
     /// Whether the node asks the DHTs and announces there.
     #[must_use]
     pub fn uses_dht(self) -> bool {
+        self == Self::Public
+    }
+
+    /// Whether the node asks routers, relays and other nodes for a way in from outside.
+    #[cfg(feature = "nat")]
+    #[must_use]
+    pub fn gets_around_nat(self) -> bool {
         self == Self::Public
     }
 

@@ -4,6 +4,8 @@
 use super::behaviour::Behaviour;
 use super::dht::Dht;
 use super::muxer::Yamux;
+#[cfg(feature = "nat")]
+use super::nat::Nat;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
 use crate::scope::Scope;
 use futures::StreamExt as _;
@@ -12,7 +14,9 @@ use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+#[cfg(not(feature = "nat"))]
+use libp2p::swarm::dummy::Behaviour as Nat;
+use libp2p::swarm::{self, NetworkBehaviour, SwarmEvent};
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, mdns, memory_connection_limits, noise, ping,
     tcp,
@@ -54,6 +58,8 @@ pub(super) struct Protocols {
     mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) lan_dht: Toggle<Dht>,
     pub(super) world_dht: Toggle<Dht>,
+    /// Never on without the feature.
+    nat: Toggle<Nat>,
 }
 
 /// Builds the swarm. It listens nowhere yet. Needs a tokio runtime.
@@ -63,19 +69,28 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, || Yamux::new(MAX_STREAMS))
         .map_err(NetworkError::Authentication)?;
     let protocols = protocols(config, keypair).map_err(NetworkError::Interfaces)?;
+    // Inbound handshakes have the deadline of dials: junk is gone after it.
+    #[cfg(feature = "nat")]
+    if config.profile.gets_around_nat() {
+        let relayed = transport
+            .with_relay_client(noise::Config::new, || Yamux::new(MAX_STREAMS))
+            .map_err(NetworkError::Authentication)?;
+        let own = keypair.public().to_peer_id();
+        let Ok(builder) =
+            relayed.with_behaviour(|_, relay| Protocols { nat: Some(Nat::new(own, relay)).into(), ..protocols });
+        return Ok(builder.with_swarm_config(configure).with_connection_timeout(DIAL_TIMEOUT).build());
+    }
     let Ok(builder) = transport.with_behaviour(|_| protocols);
-    Ok(builder
-        .with_swarm_config(|swarm| {
-            swarm
-                .with_idle_connection_timeout(IDLE_GRACE)
-                // The name of the protocol travels with its first message: a round trip less a stream.
-                .with_substream_upgrade_protocol_override(Version::V1Lazy)
-                .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
-                .with_notify_handler_buffer_size(TO_HANDLER)
-        })
-        // Inbound handshakes have the same deadline: junk is gone after it.
-        .with_connection_timeout(DIAL_TIMEOUT)
-        .build())
+    Ok(builder.with_swarm_config(configure).with_connection_timeout(DIAL_TIMEOUT).build())
+}
+
+fn configure(swarm: swarm::Config) -> swarm::Config {
+    swarm
+        .with_idle_connection_timeout(IDLE_GRACE)
+        // The name of the protocol travels with its first message: a round trip less a stream.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
+        .with_notify_handler_buffer_size(TO_HANDLER)
 }
 
 fn protocols(config: &Config, keypair: &Keypair) -> io::Result<Protocols> {
@@ -102,6 +117,7 @@ fn protocols(config: &Config, keypair: &Keypair) -> io::Result<Protocols> {
         mdns: mdns.transpose()?.into(),
         lan_dht: dht(Scope::Lan),
         world_dht: dht(Scope::World),
+        nat: None.into(),
     })
 }
 
@@ -139,8 +155,11 @@ pub(super) async fn listen(swarm: &mut Swarm<Protocols>, addrs: &[Multiaddr]) ->
 }
 
 /// Fails when somebody listens on the address already. libp2p would share the port, and the kernel
-/// would spread connections over both.
+/// would spread connections over both. The port of a relay is not ours.
 fn free_port(addr: &Multiaddr) -> io::Result<()> {
+    if addr.iter().any(|part| part == Protocol::P2pCircuit) {
+        return Ok(());
+    }
     let mut parts = addr.iter();
     let ip: IpAddr = match parts.next() {
         Some(Protocol::Ip4(ip)) => ip.into(),

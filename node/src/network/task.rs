@@ -19,7 +19,6 @@ use crate::scope::Scope;
 use dht::{Entry, Provide};
 use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
@@ -387,7 +386,9 @@ impl Task {
 
     fn publish_listeners(&self) {
         let me = *self.swarm.local_peer_id();
-        let listeners = self.swarm.listeners().map(|addr| addr.clone().with(Protocol::P2p(me))).collect();
+        // An address at a relay ends in our name already.
+        let named = |addr: &Multiaddr| addr.clone().with_p2p(me).unwrap_or_else(|other| other);
+        let listeners = self.swarm.listeners().map(named).collect();
         self.listening.send_replace(listeners);
     }
 

@@ -3,6 +3,8 @@
 mod attack;
 mod exchange;
 mod finding;
+#[cfg(feature = "nat")]
+mod nat;
 mod peers;
 mod raw;
 
