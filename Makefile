@@ -33,6 +33,8 @@ demo: tools-build
 
 test: tools-build tools-foreign test-fast
 	$(CARGO) test --locked -p nipfs --test integration -- --test-threads=2
+	$(CARGO) clippy --locked -p nipfs-node -p nipfs --features nipfs/quic --lib --test integration -- -D warnings
+	$(CARGO) test --locked -p nipfs --features quic --test integration -- --test-threads=2 quic::
 
 test-fast: lint
 	@[ -n "$$NIPFS_VECTORS" ] || echo "skipped: the large vector sets (set NIPFS_VECTORS to their directory)"

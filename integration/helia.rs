@@ -15,31 +15,37 @@ const LEAF: usize = 256 << 10;
 const MANY: u64 = 64;
 
 /// A Helia node in a process of its own.
-struct Helia {
+pub(crate) struct Helia {
     driver: Driver,
-    peer: String,
+    /// Over TCP.
+    pub(crate) peer: String,
+    /// The same over QUIC.
+    pub(crate) quic: String,
 }
 
 impl Helia {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let packages = std::env::var("NIPFS_HELIA").expect("NIPFS_HELIA: run this through `make test`");
         let mut node = Command::new(Path::new(&packages).join("node_modules/.bin/node"));
         // As text: what it imports is looked for where it runs, not where the file lies.
         node.args(["--input-type=module", "--eval", include_str!("helia.mjs")]).current_dir(&packages);
         let mut driver = Driver::spawn(&mut node);
-        let started = driver.ask(&json!({"op": "start", "listen": ["/ip4/127.0.0.1/tcp/0"]}));
-        let peer = started["peers"][0].as_str().unwrap_or_else(|| panic!("{started}")).to_owned();
-        Self { driver, peer }
+        let listen = ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"];
+        let started = driver.ask(&json!({"op": "start", "listen": listen}));
+        let peers: Vec<_> = started["peers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let peer = |part: &str| peers.iter().find(|peer| peer.contains(part)).unwrap_or_else(|| panic!("{started}"));
+        let (peer, quic) = (peer("/tcp/").to_string(), peer("/quic-v1/").to_string());
+        Self { driver, peer, quic }
     }
 
-    fn add(&mut self, file: &Path, version: u8, chunk: usize) -> String {
+    pub(crate) fn add(&mut self, file: &Path, version: u8, chunk: usize) -> String {
         let added = self.driver.ask(&json!({"op": "add", "file": file, "version": version, "chunk": chunk}));
         added["cid"].as_str().unwrap_or_else(|| panic!("{added}")).to_owned()
     }
 
-    /// The bytes of a file of `serving`'s.
-    fn get(&mut self, serving: &Serving, cid: &str, to: &Path) -> Vec<u8> {
-        let connected = self.driver.ask(&json!({"op": "connect", "addr": serving.peer}));
+    /// The bytes of a file that `peer` has.
+    pub(crate) fn get(&mut self, peer: &str, cid: &str, to: &Path) -> Vec<u8> {
+        let connected = self.driver.ask(&json!({"op": "connect", "addr": peer}));
         assert_eq!(connected["connected"], true, "{connected}");
         let got = self.driver.ask(&json!({"op": "get", "cid": cid, "to": to}));
         assert_eq!(got["ok"], true, "{got}");
@@ -78,7 +84,7 @@ fn helia_fetches_a_published_nar_from_us() {
     let published = publish(&a, &serving, 60, 24 << 20);
     for _ in 0..3 {
         let mut helia = Helia::start();
-        assert!(helia.get(&serving, &published.root, &a.dir().join("got")) == fs::read(&published.nar).unwrap());
+        assert!(helia.get(&serving.peer, &published.root, &a.dir().join("got")) == fs::read(&published.nar).unwrap());
         assert!(helia.most()["ours"].as_u64().unwrap() >= MANY);
         // What Helia computes for the same bytes is the root that we published.
         assert_eq!(helia.add(&published.nar, 0, LEAF), published.root);
@@ -158,7 +164,7 @@ fn a_block_is_found_under_a_cid_of_the_other_version() {
         let serving = b.serve(&[]);
         b.run(&["pin", "add", &other, "--peer", &first.peer]).ok();
         drop(first);
-        let got = Helia::start().get(&serving, &added, &b.dir().join("got"));
+        let got = Helia::start().get(&serving.peer, &added, &b.dir().join("got"));
         assert!(got == fs::read(&plain).unwrap());
     }
 }

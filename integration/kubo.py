@@ -5,6 +5,7 @@ One JSON command a line on stdin, one JSON answer a line on stdout:
 
     {"op": "start", "repo": DIR, "port": N}   -> {"peer": MULTIADDR}      TCP on "ip" (loopback); no mDNS, bootstrap, nor
                                                                           DHT unless "dht": true
+                                                                          and QUIC on the same port if "quic": true
     {"op": "add", "file": PATH}               -> {"cid": CID}
     {"op": "connect", "addr": MULTIADDR}      -> {"connected": bool}
     {"op": "get", "cid": CID, "to": PATH}     -> {"ok": bool}
@@ -56,7 +57,10 @@ def start(command):
         config = json.load(file)
     config["Bootstrap"] = []
     address = f"/ip4/{command.get('ip', '127.0.0.1')}/tcp/{command['port']}"
-    config["Addresses"].update(Swarm=[address], API=[], Gateway=[])
+    swarm = [address]
+    if command.get("quic"):
+        swarm.append(address.replace("/tcp/", "/udp/") + "/quic-v1")
+    config["Addresses"].update(Swarm=swarm, API=[], Gateway=[])
     config.setdefault("Discovery", {}).setdefault("MDNS", {})["Enabled"] = False
     config["Swarm"].update(
         DisableNatPortMap=True,

@@ -22,7 +22,7 @@ impl Kubo {
     }
 
     /// Starts with more than `op`, `repo` and `port` in its command.
-    fn start_with(repo: &Path, more: &Value) -> Self {
+    pub(crate) fn start_with(repo: &Path, more: &Value) -> Self {
         let python = std::env::var("NIPFS_KUBO_PYTHON").expect("NIPFS_KUBO_PYTHON: run this through `make test`");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../integration/kubo.py");
         // It leaves a log where it runs.

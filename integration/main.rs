@@ -13,5 +13,7 @@ mod kubo;
 mod lan;
 mod memory;
 mod nix;
+#[cfg(feature = "quic")]
+mod quic;
 mod ssh;
 mod wants;

@@ -138,7 +138,12 @@ impl Machine {
 
     /// Starts `serve` on free ports and waits until it is ready.
     pub(crate) fn serve(&self, args: &[&str]) -> Serving {
-        let mut all = vec!["serve", "--http", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0"];
+        self.serve_on("/ip4/127.0.0.1/tcp/0", args)
+    }
+
+    /// As [`Self::serve`], with peers at this address.
+    pub(crate) fn serve_on(&self, listen: &str, args: &[&str]) -> Serving {
+        let mut all = vec!["serve", "--http", "127.0.0.1:0", "--listen", listen];
         all.extend_from_slice(args);
         self.start(self.command(&all))
     }

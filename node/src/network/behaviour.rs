@@ -10,6 +10,7 @@
 //! Nothing here hashes or touches the store; `poll` does only bookkeeping.
 
 use super::handler::{Arrived, FromHandler, Handler, Lane, StreamError, ToHandler};
+use super::quic;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::multiaddr::Protocol;
@@ -44,6 +45,8 @@ pub(super) enum Event {
     Deliver { session: SessionId, peer: PeerId, block: Block },
     /// Say that a block cannot be had.
     Missing { session: SessionId, cid: Cid },
+    /// The peer does not answer over QUIC, the only way it is connected.
+    Mute { peer: PeerId },
     /// Read from the store.
     Load(Load<PeerId>),
     /// After [`Behaviour::stop`]: everything has been sent, or its connection is gone.
@@ -66,6 +69,8 @@ struct Peer {
     traffic: Traffic,
     /// When a message, or a part of one, last went either way.
     active: Option<Instant>,
+    /// When it was first asked for something since anything last came from it.
+    asked: Option<Instant>,
     /// It does not speak bitswap; the machines do not know it.
     unsupported: bool,
     /// Its misbehaviour, or silence, is in the log.
@@ -79,9 +84,16 @@ impl Peer {
             since,
             traffic: Traffic::default(),
             active: None,
+            asked: None,
             unsupported: false,
             named: false,
         }
+    }
+}
+
+impl Peer {
+    fn is_on_quic_alone(&self) -> bool {
+        self.connections.iter().all(|connection| quic::is_quic(&connection.addr))
     }
 }
 
@@ -187,6 +199,12 @@ impl Behaviour {
         })
     }
 
+    /// The address of a peer that is connected over QUIC alone.
+    pub(super) fn quic_addr(&self, peer: &PeerId) -> Option<&Multiaddr> {
+        let peer = self.peers.get(peer).filter(|peer| peer.is_on_quic_alone())?;
+        peer.connections.first().map(|connection| &connection.addr)
+    }
+
     /// Whether messages are going out, or went either way within the last `span`.
     pub(super) fn is_active(&self, peer: &PeerId, span: Duration) -> bool {
         let Some(peer) = self.peers.get(peer) else { return false };
@@ -215,6 +233,11 @@ impl Behaviour {
         if first {
             self.client.connected(event.peer_id);
             self.server.connected(event.peer_id);
+        } else if !peer.is_on_quic_alone() {
+            let needless = peer.connections.iter().filter(|connection| quic::is_quic(&connection.addr));
+            let close = needless.map(|connection| CloseConnection::One(connection.id));
+            let close = close.map(|connection| ToSwarm::CloseConnection { peer_id: event.peer_id, connection });
+            self.events.extend(close);
         }
     }
 
@@ -266,6 +289,7 @@ impl Behaviour {
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.unsupported) else { return };
         peer.traffic.bytes_in += arrived.bytes as u64;
         peer.active = Some(now);
+        peer.asked = None;
         let message = arrived.message;
         self.client.received(id, message.blocks, &message.presences, &message.dropped, now);
         self.server.received(id, &message.wants, message.full);
@@ -275,6 +299,7 @@ impl Behaviour {
         let now = Instant::now();
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.active = Some(now);
+            peer.asked = None;
         }
         self.client.progress(id, bytes, now);
     }
@@ -320,7 +345,12 @@ impl Behaviour {
 
     fn on_client(&mut self, action: client::Action<PeerId>) {
         let event = match action {
-            client::Action::Send { peer, message } => return self.send(peer, Lane::Wants, Arc::new(message)),
+            client::Action::Send { peer, message } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.asked.get_or_insert_with(Instant::now);
+                }
+                return self.send(peer, Lane::Wants, Arc::new(message));
+            }
             client::Action::Deliver { session, peer, block } => Event::Deliver { session, peer, block },
             client::Action::Missing { session, cid } => Event::Missing { session, cid },
             client::Action::Stalled { peer } => {
@@ -358,6 +388,7 @@ impl Behaviour {
         let next = self.ticked + TICK;
         if at <= now && next <= now {
             self.ticked = now;
+            self.find_mute(now);
             self.client.tick(now);
             return true;
         }
@@ -366,6 +397,17 @@ impl Behaviour {
             self.wake.as_mut().reset(at);
         }
         self.wake.as_mut().poll(cx).is_ready()
+    }
+
+    /// Tells of the peers that do not answer over QUIC. The client looks at its clock while answers are due.
+    fn find_mute(&mut self, now: Instant) {
+        for (id, peer) in &mut self.peers {
+            let is_late = peer.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= quic::PATIENCE);
+            if is_late && peer.is_on_quic_alone() {
+                peer.asked = None;
+                self.events.push_back(ToSwarm::GenerateEvent(Event::Mute { peer: *id }));
+            }
+        }
     }
 
     fn handler(&self, peer: &PeerId) -> Handler {

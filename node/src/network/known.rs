@@ -67,6 +67,11 @@ impl Known {
         known.addrs.truncate(MAX_ADDRS);
     }
 
+    /// The peer's addresses, newest first.
+    pub(super) fn addrs(&self, peer: &PeerId) -> &[Multiaddr] {
+        self.peers.get(peer).map_or(&[], |known| &known.addrs)
+    }
+
     /// A session names the peer from now on.
     pub(super) fn session_opened(&mut self, peer: PeerId) {
         *self.sessions.entry(peer).or_default() += 1;

@@ -11,9 +11,10 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `muxer` (yamux), `known` and `dns` (addresses and redialling), `profile` (what is done unasked), `nearby` (who was
-//! found on the local network), `dht` (who provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for
-//! which block), `loads` (reads from the store).
+//! connection's streams), `muxer` (yamux), `quic` (the other transport), `known` and `dns` (addresses and
+//! redialling), `profile` (what is done unasked), `nearby` (who was found on the local network), `dht` (who
+//! provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for which
+//! block), `loads` (reads from the store).
 
 mod behaviour;
 mod dht;
@@ -28,6 +29,7 @@ mod muxer;
 mod nat;
 mod nearby;
 mod profile;
+mod quic;
 mod session;
 mod swarm;
 mod task;

@@ -30,9 +30,9 @@ pub(super) struct Yamux(yamux::Config);
 
 impl Yamux {
     /// With at most `streams` on a connection, both directions together.
-    pub(super) fn new(streams: usize) -> Self {
+    pub(super) fn new(streams: u32) -> Self {
         let mut config = yamux::Config::default();
-        config.set_max_num_streams(streams);
+        config.set_max_num_streams(streams as usize);
         Self(config)
     }
 }

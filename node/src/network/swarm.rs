@@ -1,4 +1,4 @@
-//! The swarm: TCP, noise and yamux, the protocols spoken over them, and the limits that rust-libp2p
+//! The swarm: TCP, noise and yamux, with the feature `quic` QUIC, the protocols spoken over them, and the limits that rust-libp2p
 //! does not set by itself.
 
 use super::behaviour::Behaviour;
@@ -35,7 +35,7 @@ const MAX_PENDING_OUTBOUND: u32 = 32;
 /// Connections to one peer.
 const MAX_PER_PEER: u32 = 8;
 /// Streams of one connection, both directions and all protocols together.
-const MAX_STREAMS: usize = 256;
+const MAX_STREAMS: u32 = 256;
 /// Inbound streams of one connection that are still agreeing on a protocol.
 const MAX_NEGOTIATING: usize = 64;
 /// Messages that may wait for a connection's task before the swarm does.
@@ -68,6 +68,12 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, || Yamux::new(MAX_STREAMS))
         .map_err(NetworkError::Authentication)?;
+    #[cfg(feature = "quic")]
+    let transport = transport.with_quic_config(|mut quic| {
+        quic.max_concurrent_stream_limit = MAX_STREAMS;
+        quic.handshake_timeout = DIAL_TIMEOUT;
+        quic
+    });
     let protocols = protocols(config, keypair).map_err(NetworkError::Interfaces)?;
     // Inbound handshakes have the deadline of dials: junk is gone after it.
     #[cfg(feature = "nat")]

@@ -14,7 +14,7 @@ use super::nearby::Nearby;
 use super::session::{Dropped, Drops, Outcome};
 use super::swarm::{Protocols, ProtocolsEvent};
 use super::wants::Wants;
-use super::{COMMANDS, Config, NetworkError, PeerSummary, ProvideError, dns, trim};
+use super::{COMMANDS, Config, NetworkError, PeerSummary, ProvideError, dns, quic, trim};
 use crate::scope::Scope;
 use dht::{Entry, Provide};
 use futures::StreamExt as _;
@@ -64,6 +64,14 @@ struct Dial {
     /// The address that was asked for; `None` for a redial.
     addr: Option<Multiaddr>,
     replies: Vec<Reply<Result<(), NetworkError>>>,
+    /// Addresses to try when those that are tried now fail.
+    later: Vec<Multiaddr>,
+}
+
+impl Dial {
+    fn new(peer: PeerId, addr: Option<Multiaddr>) -> Self {
+        Self { peer, addr, replies: Vec::new(), later: Vec::new() }
+    }
 }
 
 /// The task's state.
@@ -83,6 +91,8 @@ pub(super) struct Task {
     lookups: JoinSet<(io::Result<Vec<Multiaddr>>, Dial)>,
     dials: HashMap<ConnectionId, Dial>,
     agents: HashMap<PeerId, String>,
+    /// Where peers that are connected over QUIC say they can be had over TCP.
+    beside: HashMap<PeerId, Vec<Multiaddr>>,
     grace: Duration,
 }
 
@@ -112,6 +122,7 @@ impl Task {
             lookups: JoinSet::new(),
             dials: HashMap::new(),
             agents: HashMap::new(),
+            beside: HashMap::new(),
             grace: config.grace,
         };
         task.publish_listeners();
@@ -204,13 +215,20 @@ impl Task {
             self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
         }
         self.keep_if_wanted(peer);
-        let same = |dial: &&mut Dial| dial.peer == peer && dial.addr.as_ref() == Some(&addr);
+        let also = |dial: &&mut Dial| {
+            let is_first = dial.addr.as_ref().is_some_and(|first| quic::is_quic(&addr) && !quic::is_quic(first));
+            dial.peer == peer && (is_first || dial.addr.as_ref() == Some(&addr))
+        };
         if self.swarm.is_connected(&peer) {
-            self.dial_done(Dial { peer, addr: Some(addr), replies: vec![reply] });
-        } else if let Some(dial) = self.dials.values_mut().find(same) {
+            self.dial_done(Dial { replies: vec![reply], ..Dial::new(peer, Some(addr)) });
+        } else if let Some(dial) = self.dials.values_mut().find(also) {
+            if dial.addr.as_ref() != Some(&addr) && !dial.later.contains(&addr) {
+                dial.later.push(addr);
+            }
             dial.replies.push(reply);
         } else {
-            self.dial(vec![addr.clone()], Dial { peer, addr: Some(addr), replies: vec![reply] });
+            let addrs = if quic::is_quic(&addr) { self.known.addrs(&peer).to_vec() } else { vec![addr.clone()] };
+            self.dial(addrs, Dial { replies: vec![reply], ..Dial::new(peer, Some(addr)) });
         }
     }
 
@@ -222,12 +240,20 @@ impl Task {
 
     fn redial(&mut self) {
         for (peer, addrs) in self.known.due(Instant::now()) {
-            self.dial(addrs, Dial { peer, addr: None, replies: Vec::new() });
+            self.dial(addrs, Dial::new(peer, None));
         }
     }
 
-    fn dial(&mut self, addrs: Vec<Multiaddr>, dial: Dial) {
+    /// Dials the addresses, those of QUIC after all others.
+    fn dial(&mut self, addrs: Vec<Multiaddr>, mut dial: Dial) {
         self.known.dialling(&dial.peer);
+        let (quic, others): (Vec<_>, Vec<_>) = addrs.into_iter().partition(quic::is_quic);
+        let addrs = if others.is_empty() {
+            quic
+        } else {
+            dial.later = quic;
+            others
+        };
         if addrs.iter().any(dns::is_name) {
             self.lookups.spawn(async move { (dns::resolve(&addrs).await, dial) });
         } else {
@@ -256,11 +282,14 @@ impl Task {
         }
     }
 
-    fn dial_failed(&mut self, dial: Dial, error: impl Error + Send + Sync + 'static) {
+    fn dial_failed(&mut self, mut dial: Dial, error: impl Error + Send + Sync + 'static) {
         tracing::debug!(peer = %dial.peer, %error, "dial failed");
         if self.swarm.is_connected(&dial.peer) {
             // By another dial, or by the peer's own.
             return self.dial_done(dial);
+        }
+        if !dial.later.is_empty() {
+            return self.dial(std::mem::take(&mut dial.later), dial);
         }
         self.known.away(&dial.peer, Instant::now());
         let Some(addr) = dial.addr else { return };
@@ -307,6 +336,9 @@ impl Task {
                 }
                 let printable = info.agent_version.chars().filter(|c| !c.is_control());
                 self.agents.insert(peer_id, printable.take(MAX_AGENT).collect());
+                if let Some(remote) = self.swarm.behaviour().bitswap.quic_addr(&peer_id) {
+                    self.beside.insert(peer_id, quic::tcp_beside(remote, &info.listen_addrs));
+                }
             }
             // A peer need not know ping; one that has stopped answering is gone, unless the answer waits
             // behind a transfer on a slow line.
@@ -324,6 +356,7 @@ impl Task {
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 tracing::debug!(peer = %peer_id, cause = ?cause, "disconnected");
                 self.agents.remove(&peer_id);
+                self.beside.remove(&peer_id);
                 self.known.away(&peer_id, Instant::now());
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
@@ -378,9 +411,20 @@ impl Task {
         match event {
             Event::Deliver { session, peer, block } => self.wants.deliver(session, peer, &block),
             Event::Missing { session, cid } => self.wants.missing(session, cid),
+            Event::Mute { peer } => self.turn_to_tcp(peer),
             Event::Load(load) => self.loads.push(load),
             // Only comes after a stop, to `finish`.
             Event::Drained => {}
+        }
+    }
+
+    /// Dials a peer that does not answer over QUIC where it may be had over TCP.
+    fn turn_to_tcp(&mut self, peer: PeerId) {
+        let named = self.known.addrs(&peer).iter().filter(|addr| !quic::is_quic(addr));
+        let addrs: Vec<_> = named.chain(self.beside.get(&peer).into_iter().flatten()).cloned().collect();
+        if !addrs.is_empty() {
+            tracing::info!(%peer, "no answer over QUIC, dialling over TCP");
+            self.dial(addrs, Dial::new(peer, None));
         }
     }
 
