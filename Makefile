@@ -42,6 +42,7 @@ test-fast: lint
 
 test-long: tools-build tools-foreign
 	$(CARGO) test --locked --workspace --release -- --include-ignored
+	$(CARGO) test --locked --release -p nipfs-node --features nat --lib network::tests::nat
 	$(CARGO) test --locked --release -p nipfs --test integration -- --include-ignored --test-threads=2
 
 bench:
@@ -55,6 +56,7 @@ bench-exchange: tools-build tools-foreign build
 lint: fmt
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p nipfs --test integration -- -D warnings
+	$(CARGO) clippy --locked -p nipfs-node --features nat --all-targets -- -D warnings
 
 fmt:
 	$(CARGO) fmt --all --check

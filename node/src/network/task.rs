@@ -152,7 +152,8 @@ impl Task {
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => self.on_wake(),
             }
         }
-        self.finish().await;
+        // With all features the swarm is large.
+        Box::pin(self.finish()).await;
     }
 
     fn on_command(&mut self, command: Command) {
