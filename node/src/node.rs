@@ -78,6 +78,7 @@ impl Node {
             Ok::<_, Failure>((store, keypair))
         });
         let (store, keypair) = opened.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        let gc_roots = GcRoots::new(roots, &settings.nix_state);
         Ok(Self(Arc::new(Inner {
             settings,
             keypair,
@@ -87,7 +88,7 @@ impl Node {
             counters: Arc::new(Counters::default()),
             published: Notify::new(),
             announced: Mutex::new(None),
-            gc_roots: GcRoots::new(roots),
+            gc_roots,
         })))
     }
 
