@@ -9,7 +9,7 @@ use super::places::{Whom, places};
 use crate::Node;
 use crate::control::protocol::{Class, Done, Failure, Report};
 use crate::dag::read::{Counters, Sources, block as block_of, read};
-use crate::store::{Keep, Lease, Op, PathRecord};
+use crate::store::{Keep, Lease, Op, PathRecord, StoreError};
 use futures::{StreamExt, pin_mut};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
@@ -55,24 +55,32 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
     if !repaired.is_empty() {
         // What was fetched again is durable before we say so.
         node.commit(lease.clone(), Vec::new()).await?;
-        keep_copies(node, &broken_paths, lease).await?;
+        keep_copies(node, &mut broken_paths, lease).await?;
     }
     let damaged = damaged.values().map(ToString::to_string).collect();
     let damaged_records = checked.damaged_records;
     Ok(Done::Verify { blocks: checked.blocks, damaged, repaired, broken_paths, damaged_records })
 }
 
-/// Whole paths whose trees do not give their blocks have them in the store now.
-async fn keep_copies(node: &Node, broken: &[String], lease: Arc<Lease>) -> Result<(), Failure> {
-    for record in node.store().paths() {
+/// Whole paths whose trees do not give their blocks have them in the store now. One that is not whole after all is
+/// broken.
+async fn keep_copies(node: &Node, broken: &mut Vec<String>, lease: Arc<Lease>) -> Result<(), Failure> {
+    let store = node.store();
+    for record in store.paths() {
         let record = record?;
-        if node.store().is_backed(&record) || broken.contains(&record.store_path.to_absolute_path()) {
+        let path = record.store_path.to_absolute_path();
+        if store.is_backed(&record) || store.has_vanished(&record) || broken.contains(&path) {
             continue;
         }
         let (cache, lease, hash) = (node.cache().clone(), lease.clone(), record.store_path.hash_part());
         let copied = move |now: PathRecord| Some(Op::PutPath(PathRecord { keep: Keep::Copy, ..now }));
         let changed = tokio::task::spawn_blocking(move || cache.change(&hash, &lease, copied)).await;
-        changed.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        match changed.map_err(|error| Failure::from_error(Class::Failed, &error))? {
+            // Its NAR has another DAG here, of which blocks are missing.
+            Err(StoreError::Incomplete { .. } | StoreError::Unreadable { .. }) => broken.push(path),
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
     }
     release(node).await
 }
@@ -155,3 +163,6 @@ async fn hash(
     }
     Ok((done == size).then(|| NarHash(sha256.finalize().into())))
 }
+
+#[cfg(test)]
+mod tests;
