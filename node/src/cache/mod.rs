@@ -60,6 +60,9 @@ impl Staged {
     }
 }
 
+/// Paths that are forgotten in one commit.
+const MAX_FORGOTTEN: usize = 10_000;
+
 /// Under this name stands a root that somebody cut in a way that he did not sign.
 const UNKNOWN_PROFILE: &str = "unknown";
 
@@ -359,16 +362,26 @@ impl Cache {
         let mut vanished = Vec::new();
         for record in self.store.paths() {
             let record = record?;
-            if !self.store.has_vanished(&record) {
-                continue;
-            }
-            let hash = record.store_path.hash_part();
-            let remove = |now: PathRecord| self.store.has_vanished(&now).then_some(Op::RemovePath(hash));
-            if dry_run || self.change(&hash, &self.store.lease(), remove)? {
+            if self.store.has_vanished(&record) {
                 vanished.push(record.store_path);
             }
         }
-        Ok(vanished)
+        if dry_run || vanished.is_empty() {
+            return Ok(vanished);
+        }
+        // After each commit that removes paths, all blocks are gone through for those to hide: so it is one commit.
+        let _paths: Vec<_> =
+            self.paths.iter().map(|path| path.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut forgotten = Vec::with_capacity(vanished.len());
+        for path in vanished {
+            if self.store.path(&path.hash_part())?.is_some_and(|now| self.store.has_vanished(&now)) {
+                forgotten.push(path);
+            }
+        }
+        for paths in forgotten.chunks(MAX_FORGOTTEN) {
+            self.store.commit(paths.iter().map(|path| Op::RemovePath(path.hash_part())).collect())?;
+        }
+        Ok(forgotten)
     }
 
     /// The record of a path, if `audience` may see it, and if it can be given out (see [`Store::is_backed`]).

@@ -28,8 +28,12 @@ async fn node() -> (TempDir, Node) {
 }
 
 fn narinfo(name: &str, nar_hash: NarHash) -> NarInfo {
+    narinfo_of(path(name), nar_hash)
+}
+
+fn narinfo_of(path: StorePath, nar_hash: NarHash) -> NarInfo {
     let (references, signatures) = (Vec::new(), Vec::new());
-    let info = PathInfo { path: path(name), nar_hash, nar_size: 120, references, deriver: None, signatures, ca: None };
+    let info = PathInfo { path, nar_hash, nar_size: 120, references, deriver: None, signatures, ca: None };
     NarInfo::new(&info).unwrap()
 }
 
@@ -64,4 +68,30 @@ async fn a_root_that_a_crash_left_goes_with_the_next_release() {
     release(&node).await.unwrap();
     let left: Vec<_> = std::fs::read_dir(&roots).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["README"]);
+}
+
+#[tokio::test]
+async fn paths_whose_trees_went_together_are_forgotten_with_one_commit() {
+    let (dir, node) = node().await;
+    let (file, mut nar) = (dir.path().join("file"), Vec::new());
+    std::fs::write(&file, [7; 8]).unwrap();
+    dump(&file, &mut nar).unwrap();
+    let staged = node.cache().stage(&nar[..], Profile::UnixfsV0_2015).unwrap();
+    for number in 0..40 {
+        let gone = StorePath::from_base_name(&format!("{number:032}-nipfs-test-gone")).unwrap();
+        let narinfo = narinfo_of(gone, staged.nar_hash);
+        node.cache().commit(Claim::Own(&narinfo, Keep::Weak), Some(&staged), Audience::World).unwrap();
+    }
+    let packs = || {
+        let packs = std::fs::read_dir(node.state().join("store/packs")).unwrap();
+        packs.map(|pack| pack.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let before = packs();
+    assert_eq!(forget_vanished(&node, true).await.unwrap().len(), 40);
+    assert_eq!((packs(), node.store().paths().count()), (before, 40));
+    assert_eq!(forget_vanished(&node, false).await.unwrap().len(), 40);
+    assert_eq!(node.store().paths().count(), 0);
+    // The header of one record has 64 bytes.
+    let written = packs() - before;
+    assert!(written < 40 * 64, "{written} bytes are more than one record");
 }
