@@ -11,7 +11,7 @@
 //! Invariants:
 //! - Acknowledged is durable: append → fdatasync → index → return. The packs alone rebuild the index.
 //! - What a record refers to lies before it in the log, so one sync covers both.
-//! - A block is hashed on its way out; bytes that do not match are never served.
+//! - A block is hashed on its way out. Only to who hashes it himself, [`Store::get`] gives it after comparing checksums.
 //! - What a record refers to lies in the packs, or, as leaves, in the tree of the record's own path (see [`Keep`]).
 //! - GC deletes only what no pin reaches and no lease protects, and nothing deleted or unpublished comes back.
 //! - Only blocks of published DAGs are public.
