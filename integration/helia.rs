@@ -20,6 +20,7 @@ pub(crate) struct Helia {
     /// Over TCP.
     pub(crate) peer: String,
     /// The same over QUIC.
+    #[cfg(feature = "quic")]
     pub(crate) quic: String,
 }
 
@@ -34,8 +35,12 @@ impl Helia {
         let started = driver.ask(&json!({"op": "start", "listen": listen}));
         let peers: Vec<_> = started["peers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let peer = |part: &str| peers.iter().find(|peer| peer.contains(part)).unwrap_or_else(|| panic!("{started}"));
-        let (peer, quic) = (peer("/tcp/").to_string(), peer("/quic-v1/").to_string());
-        Self { driver, peer, quic }
+        Self {
+            #[cfg(feature = "quic")]
+            quic: peer("/quic-v1/").to_string(),
+            peer: peer("/tcp/").to_string(),
+            driver,
+        }
     }
 
     pub(crate) fn add(&mut self, file: &Path, version: u8, chunk: usize) -> String {
