@@ -8,6 +8,7 @@ mod cli;
 mod common;
 mod faults;
 mod limits;
+mod share;
 mod sources;
 mod tidy;
 mod upload;

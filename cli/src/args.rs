@@ -166,6 +166,10 @@ pub(crate) struct Serve {
     /// Key whose signature is accepted (repeatable), as name:base64
     #[arg(long, value_name = "KEY")]
     pub(crate) trusted_public_key: Vec<String>,
+    /// Show others what was fetched, if the key of this name signed it (repeatable; not in profile private) [default:
+    /// cache.nixos.org-1]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) share_signed_by: Vec<String>,
     /// IPFS gateway to ask when no peer has a block (repeatable)
     #[arg(long, value_name = "URL")]
     pub(crate) gateway: Vec<String>,
@@ -365,6 +369,7 @@ impl Cli {
                 cache: serve.cache.clone(),
                 upstreams: given(&serve.upstream),
                 trusted_public_keys: given(&serve.trusted_public_key),
+                share_signed_by: given(&serve.share_signed_by),
                 gateways: given(&serve.gateway),
                 max_size: serve.max_size,
                 enable_upload: serve.enable_upload.then_some(true),

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// The key of cache.nixos.org: what stock Nix trusts when nobody says otherwise.
 const DEFAULT_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+/// The name of that key: what it signed is public anyway.
+const DEFAULT_SHARED: &str = "cache.nixos.org-1";
 /// Next to 4001, which a Kubo on the same machine uses.
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/4002";
 /// The port of nix-serve; loopback only, because what is served there includes what was fetched.
@@ -60,6 +62,8 @@ pub(crate) struct Values {
     pub(crate) gateways: Option<Vec<String>>,
     /// Keys whose signature is accepted, `name:base64`.
     pub(crate) trusted_public_keys: Option<Vec<String>>,
+    /// Names of the keys whose paths a `serve` that is not private shares once they were fetched.
+    pub(crate) share_signed_by: Option<Vec<String>>,
     /// Secret key files that `publish` signs with.
     pub(crate) signing_key_files: Option<Vec<PathBuf>>,
     /// How NARs are cut into blocks.
@@ -120,6 +124,7 @@ pub(crate) struct Settings {
     pub(crate) routers: Setting<Vec<String>>,
     pub(crate) gateways: Setting<Vec<String>>,
     pub(crate) trusted_public_keys: Setting<Vec<String>>,
+    pub(crate) share_signed_by: Setting<Vec<String>>,
     pub(crate) signing_key_files: Setting<Vec<PathBuf>>,
     pub(crate) chunker: Setting<String>,
     pub(crate) max_size: Setting<Option<u64>>,
@@ -158,6 +163,13 @@ impl Settings {
                 file.trusted_public_keys,
                 origins("NIPFS_TRUSTED_PUBLIC_KEYS"),
                 || vec![DEFAULT_KEY.to_owned()],
+            ),
+            share_signed_by: pick(
+                flags.share_signed_by,
+                from_env.share_signed_by,
+                file.share_signed_by,
+                origins("NIPFS_SHARE_SIGNED_BY"),
+                || vec![DEFAULT_SHARED.to_owned()],
             ),
             signing_key_files: pick(
                 flags.signing_key_files,
@@ -220,6 +232,7 @@ impl Settings {
             Row::new("routers", &self.routers),
             Row::new("gateways", &self.gateways),
             Row::new("trusted-public-keys", &self.trusted_public_keys),
+            Row::new("share-signed-by", &self.share_signed_by),
             Row::new("signing-key-files", &self.signing_key_files),
             Row::new("chunker", &self.chunker),
             Row::new("enable-upload", &self.enable_upload),
@@ -295,6 +308,7 @@ impl Values {
             routers: list("NIPFS_ROUTERS")?,
             gateways: list("NIPFS_GATEWAYS")?,
             trusted_public_keys: list("NIPFS_TRUSTED_PUBLIC_KEYS")?,
+            share_signed_by: list("NIPFS_SHARE_SIGNED_BY")?,
             signing_key_files: list("NIPFS_SIGNING_KEY_FILES")?.map(|list| list.into_iter().map(Into::into).collect()),
             chunker: text("NIPFS_CHUNKER")?,
             max_size: text("NIPFS_MAX_SIZE")?.map(size).transpose()?,

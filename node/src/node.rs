@@ -1,6 +1,6 @@
 //! The handle that jobs and servers share.
 
-use crate::cache::Cache;
+use crate::cache::{Audience, Cache};
 use crate::control::frame::End;
 use crate::control::protocol::{Announced, Class, Done, Failure, SourceBytes, Status};
 use crate::control::server::converse;
@@ -16,6 +16,8 @@ use nipfs_proto::bitswap::message::WantKind;
 use nipfs_proto::bitswap::server::{HAVE_REPLACED_BY_BLOCK, Outcome};
 use nipfs_proto::block::Digest;
 use nipfs_proto::nix::narinfo::NarInfo;
+use nipfs_proto::nix::signature::Signature;
+use nipfs_proto::nix::trust::TrustedKeys;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub struct Settings {
     pub bootstrap: Vec<Multiaddr>,
     /// Asked who may have a DAG when no known peer has it, whatever the profile.
     pub routers: Arc<[Router]>,
+    /// Names of the keys whose paths others may see once they were fetched, if the profile shares at all.
+    pub share_signed_by: Vec<String>,
     /// Whether this is a running `serve`.
     pub serving: bool,
     /// Where this machine's Nix keeps its database (`/nix/var/nix`).
@@ -132,6 +136,33 @@ impl Node {
     #[must_use]
     pub fn gc_roots(&self) -> &GcRoots {
         &self.0.gc_roots
+    }
+
+    /// Who may see a path once it was fetched: everybody, if the profile shares and one of `keys` that is on the share
+    /// list signed it.
+    #[must_use]
+    pub fn audience_of_fetched(&self, keys: &TrustedKeys, narinfo: &NarInfo) -> Audience {
+        let shares = self.0.settings.profile.shares() && keys.signers(narinfo).any(|name| self.is_on_share_list(name));
+        if shares { Audience::World } else { Audience::Loopback }
+    }
+
+    /// Hides what an earlier profile or share list showed of what was fetched, and this one does not.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn withdraw(&self) -> Result<(), Failure> {
+        let node = self.clone();
+        let may_stay = move |narinfo: &NarInfo| {
+            let mut signers = narinfo.signatures().iter().map(Signature::key);
+            node.0.settings.profile.shares() && signers.any(|name| node.is_on_share_list(name))
+        };
+        let cache = self.cache().clone();
+        let withdrawn = tokio::task::spawn_blocking(move || cache.withdraw(may_stay)).await;
+        Ok(withdrawn.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    }
+
+    fn is_on_share_list(&self, name: &str) -> bool {
+        self.0.settings.share_signed_by.iter().any(|shared| shared == name)
     }
 
     /// Whether a session that names no peer may have some to ask: those that are configured, or can be found.

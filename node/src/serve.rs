@@ -68,6 +68,7 @@ pub async fn serve(
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let node = Node::open(Settings { serving: true, ..serve.node }).await?;
+    node.withdraw().await?;
     node.network().await?;
     let listener = TcpListener::bind(serve.http).await.map_err(|error| {
         let failure = Failure::new(Class::Usage, format!("{}: cannot listen for HTTP", serve.http)).because(&error);

@@ -8,6 +8,9 @@
 //! - [`Cache::lookup`] finds a narinfo for an audience: the world sees what is published; loopback sees
 //!   what was fetched too.
 
+mod text;
+
+use self::text::{names, text_of, with_signatures_of};
 use crate::dag::import::{ImportError, import};
 use crate::store::{Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
 use nipfs_proto::Cid;
@@ -69,9 +72,9 @@ const UNKNOWN_PROFILE: &str = "unknown";
 /// Who may see a committed path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
-    /// Everybody, on every surface; the path is pinned.
+    /// Everybody, on every surface.
     World,
-    /// Only this machine; the path is not pinned and GC may take it.
+    /// Only this machine.
     Loopback,
 }
 
@@ -84,20 +87,23 @@ pub enum Claim<'a> {
     Trusted(&'a TrustedNarInfo),
     /// The same, sent by somebody who may add paths and signatures, and change nothing that is published.
     Uploaded(&'a TrustedNarInfo),
+    /// The same, brought here for this machine's own use: not pinned, so GC may take it, and it changes nothing that is
+    /// published. The world sees it only under the root that its narinfo names.
+    Fetched(&'a TrustedNarInfo),
 }
 
 impl Claim<'_> {
     fn narinfo(&self) -> &NarInfo {
         match self {
             Self::Own(narinfo, _) => narinfo,
-            Self::Trusted(trusted) | Self::Uploaded(trusted) => trusted.info(),
+            Self::Trusted(trusted) | Self::Uploaded(trusted) | Self::Fetched(trusted) => trusted.info(),
         }
     }
 
     fn keep(&self) -> Keep {
         match self {
             Self::Own(_, keep) => *keep,
-            Self::Trusted(_) | Self::Uploaded(_) => Keep::Copy,
+            Self::Trusted(_) | Self::Uploaded(_) | Self::Fetched(_) => Keep::Copy,
         }
     }
 }
@@ -221,8 +227,8 @@ impl Cache {
         })
     }
 
-    /// Makes a claim true and durable: entry, narinfo and pin in one step. `staged` may be `None` when
-    /// the NAR is held already.
+    /// Makes a claim true and durable: entry, narinfo and, unless it was only fetched, pin in one step. `staged` may be
+    /// `None` when the NAR is held already.
     ///
     /// # Errors
     /// [`CacheError::Mismatch`] when the claim and the content differ, [`CacheError::NoNar`] when there
@@ -231,8 +237,10 @@ impl Cache {
         let narinfo = claim.narinfo();
         let path = narinfo.store_path().to_absolute_path();
         let hash = narinfo.store_path().hash_part();
+        let fetched = matches!(claim, Claim::Fetched(_));
         let _path = lock(&*self.paths, hash.as_str().as_bytes());
-        let published = self.store.path(&hash)?.filter(|path| path.published && self.store.is_backed(path));
+        let published = |path: &PathRecord| path.published && !path.is_shared() && self.store.is_backed(path);
+        let published = self.store.path(&hash)?.filter(published);
         if let (Claim::Uploaded(_), Some(before)) = (&claim, published) {
             return self.add_signatures(before, narinfo);
         }
@@ -259,20 +267,8 @@ impl Cache {
         if record.roots.is_empty() {
             return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() });
         }
-        let text = match narinfo.root().filter(|claimed| !record.roots.iter().any(|(_, root)| root == claimed.cid())) {
-            None => narinfo.text().to_owned(),
-            // The line lies, or its chunking is unknown here: the content is right, the line goes.
-            Some(_) if audience == Audience::Loopback => narinfo.plain().text().to_owned(),
-            Some(claimed) => {
-                let actual = record.roots.first().map_or_else(String::new, |(_, root)| root.to_string());
-                return Err(CacheError::Mismatch {
-                    path,
-                    field: "IPFSHash",
-                    claimed: claimed.cid().to_string(),
-                    actual,
-                });
-            }
-        };
+        let text = text_of(narinfo, &record, fetched)?;
+        let is_named = narinfo.root().is_some_and(|claimed| names(&record, claimed));
         let before = self.store.path(&hash)?;
         let text = match (&claim, &before) {
             (Claim::Own(..), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
@@ -284,7 +280,7 @@ impl Cache {
         let ops = match before {
             // What somebody else says of a path that is published here changes nothing of what we say. Its blocks are
             // shown again, where they had been left to a mirror.
-            Some(before) if audience == Audience::Loopback && (before.published || before.pinned) => {
+            Some(before) if fetched && (before.published || before.pinned) => {
                 if before.nar_hash != narinfo.nar_hash() {
                     return Ok(());
                 }
@@ -292,14 +288,14 @@ impl Cache {
                 [put].into_iter().chain(left).collect()
             }
             // A root that is not whole here may be the one that a published path names: only its publisher forgets it.
-            _ if audience == Audience::Loopback && forget.is_some() => vec![put],
+            _ if fetched && forget.is_some() => vec![put],
             before => {
                 let path = Op::PutPath(PathRecord {
                     store_path: narinfo.store_path().clone(),
                     narinfo: text.into(),
                     nar_hash: narinfo.nar_hash(),
-                    published: audience == Audience::World,
-                    pinned: audience == Audience::World,
+                    published: audience == Audience::World && (is_named || !fetched),
+                    pinned: audience == Audience::World && !fetched,
                     mirror: None,
                     added_unix: before.map_or_else(unix_now, |before| before.added_unix),
                     keep: claim.keep(),
@@ -335,6 +331,23 @@ impl Cache {
         let pinned = Op::PutPath(PathRecord { pinned: true, mirror: None, keep, ..path });
         lease.commit(forget.into_iter().chain([Op::PutNar(record), pinned]).collect())?;
         Ok(true)
+    }
+
+    /// Hides the shared paths that `may_stay` does not name: from now on they are for this machine alone.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn withdraw(&self, may_stay: impl Fn(&NarInfo) -> bool) -> Result<(), StoreError> {
+        for path in self.store.paths() {
+            let path = path?;
+            if path.is_shared() && !NarInfo::parse_unasked(&path.narinfo).is_ok_and(|narinfo| may_stay(&narinfo)) {
+                let hidden = |record: PathRecord| {
+                    record.is_shared().then(|| Op::PutPath(PathRecord { published: false, ..record }))
+                };
+                self.change(&path.store_path.hash_part(), &self.store.lease(), hidden)?;
+            }
+        }
+        Ok(())
     }
 
     /// Changes a path's record, or removes it: `change` is given what is recorded now, and nothing else changes it
@@ -417,18 +430,6 @@ impl Cache {
         let root = record.roots.iter().find(|(name, _)| wanted.as_ref().is_none_or(|wanted| wanted == name));
         Ok(root.map(|(_, cid)| (*cid, record.nar_size)))
     }
-}
-
-/// The narinfo `text` with the signatures of another one of the same path: neither publishing a path again nor uploading
-/// it makes it less trusted.
-fn with_signatures_of(other: &[u8], text: &str) -> String {
-    let (other, now) = (NarInfo::parse_unasked(other), NarInfo::parse_unasked(text.as_bytes()));
-    let (Ok(other), Ok(mut now)) = (other, now) else { return text.to_owned() };
-    for signature in other.signatures() {
-        now.add_sig(signature.clone());
-    }
-    // More than a narinfo may have would make it unreadable.
-    if NarInfo::parse_unasked(now.text().as_bytes()).is_ok() { now.text().to_owned() } else { text.to_owned() }
 }
 
 /// Holds the one of `locks` that belongs to `key`.

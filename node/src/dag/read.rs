@@ -4,7 +4,8 @@
 //! Every block is checked against its CID before a byte of it comes out, and against the size its
 //! parent gave it. Blocks ahead of the reader are asked for in read order; at most a window of bytes
 //! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
-//! put into the store under the reader's lease: a reader that is killed loses none of them.
+//! put into the store under the reader's lease: a reader that is killed loses none of them. If the lease
+//! shows them, peers that wait for one are told.
 
 mod cars;
 
@@ -385,11 +386,14 @@ async fn from_gateways(sources: &Sources, counters: &Counters, root: Cid, cid: C
     Err(ReadError::Missing { root, cid })
 }
 
-/// Puts a block that came from outside into the store.
+/// Puts a block that came from outside into the store, and tells peers that wait for it if they may have it.
 async fn keep(sources: &Sources, root: Cid, block: Block) -> Result<Block, ReadError> {
     let Some(lease) = sources.lease.clone() else { return Ok(block) };
-    let kept = block.clone();
-    blocking(root, move || lease.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    let (kept, holder) = (block.clone(), lease.clone());
+    blocking(root, move || holder.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    if let Some(session) = sources.session.as_ref().filter(|_| lease.shows()) {
+        session.stored(*block.cid()).await;
+    }
     Ok(block)
 }
 

@@ -116,7 +116,9 @@ fn bound(site: &Site, narinfo: &NarInfo) -> Option<Place> {
     let root = *narinfo.root()?.cid();
     let profile = site.trusted().check_root(narinfo, &Profile::NAMES)?;
     let keep = site.trusted().check(narinfo).ok().zip(profile.parse().ok());
-    Some(Place::Peers { root, mirror: None, keep: keep.map(|(trusted, profile)| Box::new(Keep { trusted, profile })) })
+    let audience = site.node().audience_of_fetched(site.trusted(), narinfo);
+    let keep = keep.map(|(trusted, profile)| Box::new(Keep { trusted, profile, audience }));
+    Some(Place::Peers { root, mirror: None, keep })
 }
 
 /// A NAR that is on record and may be seen.

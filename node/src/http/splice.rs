@@ -45,6 +45,7 @@ pub(super) enum Place {
 pub(super) struct Keep {
     pub(super) trusted: TrustedNarInfo,
     pub(super) profile: Profile,
+    pub(super) audience: Audience,
 }
 
 /// The bytes of `range` of the NAR `hash`, which is all of it if `whole`. Ends in an error unless all of them came.
@@ -163,9 +164,9 @@ impl Splice {
     async fn keep(&mut self, keep: Box<Keep>, root: Cid, lease: Arc<Lease>) {
         let (cache, hash) = (self.site.node().cache().clone(), self.hash);
         let commit = move || {
-            let Keep { trusted, profile } = *keep;
+            let Keep { trusted, profile, audience } = *keep;
             let staged = Staged::by_reading(lease, root, Some(profile), hash, trusted.info().nar_size());
-            cache.commit(Claim::Trusted(&trusted), Some(&staged), Audience::Loopback)
+            cache.commit(Claim::Fetched(&trusted), Some(&staged), audience)
         };
         match tokio::task::spawn_blocking(commit).await {
             Ok(Ok(())) => {}

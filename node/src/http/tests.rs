@@ -21,7 +21,7 @@ use nipfs_proto::nix::nar::{Event, Writer};
 use nipfs_proto::nix::narinfo::{NarInfo, PathInfo, Root};
 use nipfs_proto::nix::signature::SecretKey;
 use nipfs_proto::nix::store_path::StorePath;
-use nipfs_proto::nix::trust::TrustedKeys;
+use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo};
 use nipfs_proto::nix::{NarHash, narinfo};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -75,7 +75,12 @@ impl Server {
     fn add(&self, content: &Content, audience: Audience) {
         let staged = self.node.cache().stage(&content.nar[..], PROFILE).unwrap();
         assert_eq!(staged.root, content.root());
-        self.node.cache().commit(Claim::Own(&content.narinfo, Keep::Copy), Some(&staged), audience).unwrap();
+        let trusted = TrustedNarInfo::own(content.narinfo.clone());
+        let claim = match audience {
+            Audience::World => Claim::Own(&content.narinfo, Keep::Copy),
+            Audience::Loopback => Claim::Fetched(&trusted),
+        };
+        self.node.cache().commit(claim, Some(&staged), audience).unwrap();
     }
 
     /// Sends `bytes` and reads until the server closes.

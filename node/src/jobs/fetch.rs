@@ -5,7 +5,7 @@
 
 use super::Events;
 use super::narinfos::{Checked, Narinfos, dependencies_first, parse_hash, parse_keys};
-use super::obtain::{Obtain, Obtained, Places};
+use super::obtain::{Obtain, Obtained, Places, Purpose};
 use super::places::{Whom, places};
 use crate::Node;
 use crate::cache::Audience;
@@ -14,6 +14,7 @@ use crate::dag::read::{Sources, read};
 use crate::upstream::Upstream;
 use futures::{StreamExt as _, pin_mut};
 use nipfs_proto::nix::store_path::StorePathHash;
+use nipfs_proto::nix::trust::TrustedKeys;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -34,6 +35,7 @@ struct Getter {
     node: Node,
     places: Places,
     events: Events,
+    keys: Arc<TrustedKeys>,
     data: bool,
 }
 
@@ -45,16 +47,16 @@ type Early = AbortOnDropHandle<Result<Obtained, Failure>>;
 /// # Errors
 /// The first failure when there is one path, class `Failed` with a count when there are several.
 pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done, Failure> {
-    let keys = parse_keys(&request.trusted_keys)?;
+    let keys = Arc::new(parse_keys(&request.trusted_keys)?);
     let upstreams = parse_upstreams(&request.from)?;
     let skip: BTreeSet<StorePathHash> = request.skip.iter().filter_map(|hash| hash.parse().ok()).collect();
     let wanted = request.paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
     let whom = Whom { peers: &request.peers, caches: &upstreams, gateways: &request.gateways };
-    let check = (&keys, request.check_sigs);
+    let check = (&*keys, request.check_sigs);
     let narinfos = Narinfos::new(&wanted, skip, request.closure, &upstreams, check);
     let places = async {
         let places = places(node, &whom, events).await?;
-        Ok(Getter { node: node.clone(), places, events: events.clone(), data: request.data })
+        Ok(Getter { node: node.clone(), places, events: events.clone(), keys: keys.clone(), data: request.data })
     };
     let mut ahead = Ahead::new();
     let (found, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
@@ -191,6 +193,7 @@ impl Getter {
         // A lease of its own: what this path put stays protected until it is committed, no longer.
         places.blocks.lease = Some(Arc::new(self.node.store().lease().uncompressed()));
         places.upstream = checked.upstream.clone();
+        let audience = self.node.audience_of_fetched(&self.keys, checked.trusted.info());
         let obtain = Obtain {
             cache: self.node.cache(),
             trusted: &checked.trusted,
@@ -198,9 +201,13 @@ impl Getter {
             places,
             events: &self.events,
             data,
-            audience: Audience::Loopback,
+            purpose: Purpose::Use(audience),
         };
-        obtain.run().await
+        let obtained = obtain.run().await?;
+        if audience == Audience::World {
+            self.node.stored(obtained.root).await;
+        }
+        Ok(obtained)
     }
 
     /// Sends a NAR that was got early out of the store.

@@ -6,7 +6,7 @@
 
 use super::Events;
 use super::narinfos::{Checked, MAX_CLOSURE, bound_profile, narinfo, parse_hash, parse_keys};
-use super::obtain::{Obtain, Places};
+use super::obtain::{Obtain, Places, Purpose};
 use super::places::{Whom, places};
 use crate::Node;
 use crate::cache::{Audience, Claim, Staged};
@@ -158,9 +158,9 @@ impl Mirror<'_> {
             let mut places = self.places.clone();
             places.blocks.lease = Some(lease);
             places.upstream = upstream;
-            let (cache, audience) = (self.node.cache(), Audience::World);
+            let (cache, purpose) = (self.node.cache(), Purpose::Mirror);
             let obtain =
-                Obtain { cache, trusted: &trusted, profile, places, events: self.events, data: false, audience };
+                Obtain { cache, trusted: &trusted, profile, places, events: self.events, data: false, purpose };
             let obtained = obtain.run().await?;
             self.node.count(obtained.bytes);
             ("fetched", obtained.bytes)

@@ -75,8 +75,17 @@ pub struct Obtain<'a> {
     pub events: &'a Events,
     /// Send the bytes to the listener.
     pub data: bool,
-    /// Who shall see the path afterwards.
-    pub audience: Audience,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What a NAR is brought here for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be held for everybody, as the DAG that its narinfo names.
+    Mirror,
+    /// To be used here; this audience may see it afterwards.
+    Use(Audience),
 }
 
 /// What is known of the bytes that came so far.
@@ -109,9 +118,10 @@ impl Obtain<'_> {
         let held = self.held().await?;
         let named = self.narinfo().root().map(|root| *root.cid());
         // What we publish must be the DAG that the narinfo names; for ourselves any DAG of the NAR will do.
-        let root = if self.audience == Audience::World { named.or(held) } else { held.or(named) };
+        let root = if self.purpose == Purpose::Mirror { named.or(held) } else { held.or(named) };
         let mut refused = None;
         if let Some(root) = root {
+            self.show_arrivals(root);
             match self.by_blocks(root, &counters).await? {
                 Ended::Whole => {
                     let lease = self.places.blocks.lease.clone();
@@ -158,6 +168,18 @@ impl Obtain<'_> {
         let whole = tokio::task::spawn_blocking(move || lease.touch_dag(&root)).await;
         let whole = whole.map_err(|error| Failure::from_error(Class::Failed, &error))??;
         Ok(whole.then_some(root))
+    }
+
+    /// Lets peers have the blocks of `root` as they come, if it will be published and a trusted key says that it is the
+    /// NAR: otherwise it could be that of something else here, which is nobody's business.
+    fn show_arrivals(&self, root: Cid) {
+        let is_bound = self.profile.is_some() && self.narinfo().root().is_some_and(|named| *named.cid() == root);
+        if self.purpose != Purpose::Use(Audience::Loopback)
+            && is_bound
+            && let Some(lease) = &self.places.blocks.lease
+        {
+            lease.show();
+        }
     }
 
     /// Takes back what was sent; the listener may be in the middle of another path when nothing was.
@@ -238,8 +260,11 @@ impl Obtain<'_> {
 
     /// Commits what was staged, on a thread that may wait for the disk.
     async fn commit(&self, staged: Staged) -> Result<(), Failure> {
-        let (cache, trusted, audience) = (self.cache.clone(), self.trusted.clone(), self.audience);
-        let commit = move || cache.commit(Claim::Trusted(&trusted), Some(&staged), audience);
+        let (cache, trusted, purpose) = (self.cache.clone(), self.trusted.clone(), self.purpose);
+        let commit = move || match purpose {
+            Purpose::Mirror => cache.commit(Claim::Trusted(&trusted), Some(&staged), Audience::World),
+            Purpose::Use(audience) => cache.commit(Claim::Fetched(&trusted), Some(&staged), audience),
+        };
         let committed = tokio::task::spawn_blocking(commit).await;
         let committed = committed.map_err(|error| Failure::from_error(Class::Failed, &error))?;
         committed.map_err(|error| self.at(error))

@@ -5,6 +5,7 @@
 //! | answers peers that dial it, for what is published | yes | yes | yes |
 //! | dials the peers that it was told of (`--peer`, a cache's `/nipfs-info`) | yes | yes | yes |
 //! | asks the local network for other nodes, and says there that it is one (mDNS) | no | yes | no |
+//! | shows others what it fetched, if a key on its share list signed it | no | yes | yes |
 //! | asks the DHTs of IPFS who has what it looks for | no | no | yes |
 //! | tells them which roots it publishes | no | no | yes |
 //! | gets around NAT, when built with the cargo feature `nat` | no | no | yes |
@@ -48,6 +49,12 @@ impl Profile {
     #[must_use]
     pub fn gets_around_nat(self) -> bool {
         self == Self::Public
+    }
+
+    /// Whether others may see what was fetched, as far as the share list allows.
+    #[must_use]
+    pub fn shares(self) -> bool {
+        self != Self::Private
     }
 
     /// Whether the node may know of peers that nobody named.
@@ -97,6 +104,7 @@ mod tests {
 
     #[test]
     fn a_private_node_does_nothing_unasked() {
-        assert!(!Profile::Private.uses_mdns() && !Profile::Private.uses_dht() && !Profile::Private.finds_peers());
+        let private = Profile::Private;
+        assert!(!private.uses_mdns() && !private.uses_dht() && !private.finds_peers() && !private.shares());
     }
 }

@@ -84,6 +84,12 @@ impl Session {
 }
 
 impl Session {
+    /// As [`Network::stored`](super::Network::stored) for a block that came over this session.
+    pub async fn stored(&self, cid: Cid) {
+        // Only fails while the network ends; nobody waits then.
+        let _ = self.open.shared.commands.send(Command::Stored(vec![cid])).await;
+    }
+
     /// Looks for more peers to ask for the DAG `root`: as far as the node's profile lets it, and among `hints`, which is
     /// awaited meanwhile. To be called when a want of it was [`WantError::Missing`]. True when somebody joined the session.
     /// Looks once for each root, and no more at all after [`MAX_FRUITLESS`] searches in a row that brought nobody.

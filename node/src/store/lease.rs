@@ -1,4 +1,4 @@
-//! Leases: what keeps GC away from blocks that no commit refers to yet.
+//! Leases: what keeps GC away from blocks that no commit refers to yet, and may show them to everybody before one does.
 
 use super::digest_set::DigestSet;
 use super::record::Form;
@@ -42,6 +42,18 @@ impl Lease {
         self
     }
 
+    /// From now on, what is put under this lease is public until the lease is dropped: for blocks of a DAG that is going
+    /// to be published when it is whole.
+    pub fn show(&self) {
+        lock(&self.store.0.leases).show(self.number);
+    }
+
+    /// Whether [`Self::show`] was called.
+    #[must_use]
+    pub fn shows(&self) -> bool {
+        lock(&self.store.0.leases).shown.contains_key(&self.number)
+    }
+
     /// Stores a block, unless its bytes are there, and protects it. It can be read at once and is durable after the
     /// next commit. Blocks of identity CIDs are never stored.
     ///
@@ -50,13 +62,16 @@ impl Lease {
     pub fn put(&self, block: &Block) -> Result<Put, StoreError> {
         let Some(digest) = block.digest() else { return Ok(Put { new: false }) };
         self.protect(&digest);
-        if self.store.has_packed(&digest)? {
-            return Ok(Put { new: false });
-        }
-        let new = match self.pack(block.bytes())? {
-            Some(packed) => self.store.append(digest, block.bytes(), Form::Zstd, &packed)?,
-            None => self.store.append(digest, block.bytes(), Form::Plain, block.bytes())?,
+        let new = if self.store.has_packed(&digest)? {
+            false
+        } else if let Some(packed) = self.pack(block.bytes())? {
+            self.store.append(digest, block.bytes(), Form::Zstd, &packed)?
+        } else {
+            self.store.append(digest, block.bytes(), Form::Plain, block.bytes())?
         };
+        if let Some(shown) = lock(&self.store.0.leases).shown.get_mut(&self.number) {
+            shown.insert(&digest);
+        }
         Ok(Put { new })
     }
 
@@ -139,6 +154,8 @@ pub(super) struct Leases {
     key: RandomState,
     next: u64,
     open: HashMap<u64, DigestSet>,
+    /// What was put under those of them that show it.
+    shown: HashMap<u64, DigestSet>,
     /// While GC runs: what leases protected that have ended since it began.
     kept: Option<DigestSet>,
 }
@@ -151,6 +168,16 @@ impl Leases {
 
     pub(super) fn protects(&self, digest: &Digest) -> bool {
         self.kept.iter().chain(self.open.values()).any(|set| set.contains(digest))
+    }
+
+    /// Whether some lease shows this block.
+    pub(super) fn shows(&self, digest: &Digest) -> bool {
+        self.shown.values().any(|set| set.contains(digest))
+    }
+
+    fn show(&mut self, number: u64) {
+        let set = self.empty_set();
+        self.shown.entry(number).or_insert(set);
     }
 
     /// From now on, nothing that a lease protects is let go when the lease ends.
@@ -177,6 +204,7 @@ impl Leases {
     }
 
     fn close(&mut self, number: u64) {
+        self.shown.remove(&number);
         let set = self.open.remove(&number);
         if let (Some(kept), Some(set)) = (&mut self.kept, set) {
             kept.merge(set);

@@ -14,7 +14,7 @@
 //! - A block is hashed on its way out. Only to who hashes it himself, [`Store::get`] gives it after comparing checksums.
 //! - What a record refers to lies in the packs, or, as leaves, in the tree of the record's own path (see [`Keep`]).
 //! - GC deletes only what no pin reaches and no lease protects, and nothing deleted or unpublished comes back.
-//! - Only blocks of published DAGs are public.
+//! - Only blocks of published DAGs are public, and what came so far of those that a lease shows.
 //!
 //! Everything is synchronous; callers of an async runtime use its blocking threads.
 
@@ -241,13 +241,14 @@ impl Store {
         Ok(row.is_some_and(|row| !row.location.is_outside()) && !lock(&self.0.damaged).contains(digest))
     }
 
-    /// Whether a block is here and belongs to a published DAG.
+    /// Whether a block is here and belongs to a published DAG, or to one that is coming and will be: see [`Lease::show`].
     ///
     /// # Errors
     /// I/O.
     pub fn is_public(&self, digest: &Digest) -> Result<bool, StoreError> {
         // A block that GC moves is in the overlay without the flag.
-        Ok(self.0.log.lookup(digest)?.is_some() && self.0.log.index.block(digest)?.is_some_and(|row| row.public))
+        let is_published = || Ok(self.0.log.index.block(digest)?.is_some_and(|row| row.public));
+        Ok(self.0.log.lookup(digest)?.is_some() && (lock(&self.0.leases).shows(digest) || is_published()?))
     }
 
     /// The record of a NAR.

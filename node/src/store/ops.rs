@@ -70,6 +70,12 @@ pub struct PathRecord {
 }
 
 impl PathRecord {
+    /// Whether it was fetched and everybody may see it, as long as it happens to be here.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.published && !self.pinned && self.mirror.is_none()
+    }
+
     /// Whether its blocks may be absent: they are left to a mirror.
     pub(super) fn is_remote(&self) -> bool {
         self.mirror.is_some() && !self.pinned

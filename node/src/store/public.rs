@@ -1,4 +1,5 @@
-//! Which blocks everybody may see: those of published paths and of pinned CIDs.
+//! Which blocks everybody may see: those of published paths and of pinned CIDs. (What a lease shows besides is only in
+//! memory: see `lease`.)
 //!
 //! The flag of a block is derived. A commit leaves a note in the index of what must be done about it, in the same
 //! batch as its rows, so that a crash in between is made good when the store is opened.

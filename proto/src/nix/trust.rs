@@ -88,6 +88,13 @@ impl TrustedKeys {
         Err(Untrusted { path: info.store_path().clone(), keys })
     }
 
+    /// The names of the trusted keys that signed `info`; nothing else counts here, not even a content address.
+    pub fn signers(&self, info: &NarInfo) -> impl Iterator<Item = &str> {
+        let fingerprint = info.fingerprint();
+        let signed = move |key: &&PublicKey| info.signatures().iter().any(|sig| key.verifies(&fingerprint, sig));
+        self.0.iter().filter(signed).map(PublicKey::name)
+    }
+
     /// The one of `profiles` under which a trusted key bound the record's root to its NAR. `None`: there is no root, or
     /// it is unbound, and nothing from it may be handed on before the whole NAR matched.
     ///
@@ -155,6 +162,18 @@ mod tests {
         let error = trusting(&[&key("other", 1)]).check(&info).unwrap_err();
         let expected = format!("no trusted signature for {} (signed by farm, stranger)", info.store_path());
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn signers_are_the_trusted_keys_that_signed() {
+        let (farm, stranger, idle) = (key("farm", 1), key("stranger", 2), key("idle", 3));
+        let mut info = NarInfo::new(&source()).unwrap();
+        let signers = |info: &NarInfo| trusting(&[&farm, &idle]).signers(info).map(str::to_owned).collect::<Vec<_>>();
+        assert!(signers(&info).is_empty(), "a content address is no signature");
+        info.add_sig(stranger.sign(&info.fingerprint()));
+        info.add_sig(idle.sign("something else"));
+        info.add_sig(farm.sign(&info.fingerprint()));
+        assert_eq!(signers(&info), ["farm"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Nix's view: narinfos, NARs, and who may see them.
 
 use super::*;
+use crate::store::GcOptions;
 
 #[tokio::test]
 async fn the_cache_says_what_it_is() {
@@ -113,6 +114,38 @@ async fn the_world_sees_what_is_published_and_this_machine_what_was_fetched() {
     }
     assert_eq!(server.get("/nipfs-paths").await.text(), format!("{}\n", public.narinfo.store_path().base_name()));
     assert_eq!(server.get_from_afar("/status").await.status, 404);
+}
+
+#[tokio::test]
+async fn what_is_shared_is_the_worlds_under_its_own_root_until_it_is_withdrawn_or_collected() {
+    let server = Server::start().await;
+    let key = SecretKey::from_seed("farm-1", &[7; 32]).unwrap();
+    let (named, unnamed) = (Content::new(1, 5000, Some(&key)), Content::new(2, 5000, Some(&key)));
+    let cache = server.node.cache();
+    let share = |content: &Content, narinfo: NarInfo| {
+        let staged = cache.stage(&content.nar[..], PROFILE).unwrap();
+        cache.commit(Claim::Fetched(&TrustedNarInfo::own(narinfo)), Some(&staged), Audience::World).unwrap();
+    };
+    share(&named, named.narinfo.clone());
+    share(&unnamed, unnamed.narinfo.plain());
+    let seen = async |content: &Content| server.get_from_afar(&content.info_path()).await.status;
+    assert_eq!((seen(&named).await, seen(&unnamed).await), (200, 404));
+    let record = cache.lookup(&named.narinfo.store_path().hash_part(), Audience::World).unwrap().unwrap();
+    assert!(record.is_shared() && record.narinfo == named.narinfo.text());
+    cache.withdraw(|narinfo| narinfo.signatures().iter().any(|sig| sig.key() == "farm-1")).unwrap();
+    assert_eq!(seen(&named).await, 200);
+    cache.withdraw(|_| false).unwrap();
+    assert_eq!((seen(&named).await, server.get(&named.info_path()).await.status), (404, 200));
+    share(&named, named.narinfo.clone());
+    assert_eq!(seen(&named).await, 200);
+    server.node.store().gc(&GcOptions::default()).unwrap();
+    assert_eq!((seen(&named).await, server.get(&named.nar_path()).await.status), (404, 404));
+    // Published is more: it stays, and a fetch does not make it less.
+    server.add(&named, Audience::World);
+    share(&named, named.narinfo.clone());
+    server.node.store().gc(&GcOptions::default()).unwrap();
+    cache.withdraw(|_| false).unwrap();
+    assert_eq!(seen(&named).await, 200);
 }
 
 #[tokio::test]

@@ -26,3 +26,22 @@ fn opening_shows_and_hides_what_a_commit_had_only_begun_to() {
         assert_eq!(store.0.log.index.stale_public().unwrap(), None);
     }
 }
+
+#[test]
+fn what_a_lease_shows_is_public_as_long_as_the_lease_lives() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let (before, shown, other) = (leaf(1, 100), leaf(2, 100), leaf(3, 100));
+    let is_public = |block: &Block| store.is_public(&block.digest().unwrap()).unwrap();
+    let (lease, hidden) = (store.lease(), store.lease());
+    lease.put(&before).unwrap();
+    lease.show();
+    lease.put(&shown).unwrap();
+    hidden.put(&other).unwrap();
+    assert_eq!([&before, &shown, &other].map(is_public), [false, true, false]);
+    // It came again, from outside.
+    lease.put(&other).unwrap();
+    assert!(is_public(&other));
+    drop(lease);
+    assert_eq!([&before, &shown, &other].map(is_public), [false; 3]);
+}
