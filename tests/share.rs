@@ -113,3 +113,19 @@ fn blocks_of_a_shared_path_are_visible_as_they_come_and_those_of_others_never() 
         }
     }
 }
+
+#[test]
+fn of_several_sources_each_block_comes_once_and_the_tree_is_whole() {
+    let (a, b, c) = (Machine::new(), Machine::new(), Machine::new());
+    let key = a.key();
+    let at_a = a.serve(&[]);
+    let (tree, published) = publish_tree(&a, "two-sources", 72, 24 << 20);
+    let path = published["path"].as_str().unwrap();
+    let at_b = b.serve(&[]);
+    b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
+    let said = fetch(&c, path, &at_a.http, &key, &["--peer", &at_a.peer, "--peer", &at_b.peer]).ok().one();
+    assert_eq!(describe(&tree), describe(&fetched(&c, path)));
+    let (came, size) = (said["bytes"]["bitswap"].as_u64().unwrap(), published["narSize"].as_u64().unwrap());
+    assert!((size..size + size / 100).contains(&came), "{said}");
+    assert_eq!((&said["bytes"]["local"], &said["bytes"]["http"]), (&0.into(), &0.into()), "{said}");
+}

@@ -107,8 +107,9 @@ class Nipfs(Peer):
         self.published = [json.loads(line) for line in out.splitlines()]
         self.paths = [path["path"] for path in self.published]
 
-    def serve(self, machine, prefix, *args):
-        command = [*prefix, self.setup.nipfs, "serve", "--http", f"{self.ip}:0", "--listen", f"/ip4/{self.ip}/tcp/0", *args]
+    def serve(self, machine, prefix, *args, ip=None):
+        ip = ip or self.ip
+        command = [*prefix, self.setup.nipfs, "serve", "--http", f"{ip}:0", "--listen", f"/ip4/{ip}/tcp/0", *args]
         serving = self.started(command, env=self.environment(machine))
         return serving, dict(word.split("=", 1) for word in serving.stdout.readline().split()[1:])
 
@@ -132,6 +133,29 @@ class Nipfs(Peer):
         for line in out.splitlines():
             moved = json.loads(line)["bytes"]
             assert moved["http"] == 0 and moved["bitswap"] > 0, moved
+
+    def fetch_together(self, count):
+        """Starts `count` nodes on the near machine that share what they fetch; then a fetch through each, which names the source and all
+        others, all at the same time. The wall seconds until the last has ended."""
+        names = [f"together-{number}" for number in range(count)]
+        sharing = ["--profile", "lan", "--share-signed-by", "bench-1"]
+        nodes = {name: self.serve(name, self.near, *sharing, ip="127.0.0.1")[1]["peer"] for name in names}
+        commands = {}
+        for name in names:
+            peers = [self.ready["peer"], *(peer for other, peer in nodes.items() if other != name)]
+            named = [word for peer in peers for word in ("--peer", peer)]
+            source = ["--from", self.ready["http"], "--trusted-public-key", self.key, *named]
+            commands[name] = [*self.near, self.setup.nipfs, "fetch", "--json", "--no-closure", *source, "--out", self.at(f"{name}.out"), *self.paths]
+            os.mkdir(self.at(f"{name}.out"))
+        start = time.perf_counter()
+        fetching = [self.started(command, env=self.environment(name)) for name, command in commands.items()]
+        for process in fetching:
+            out, _ = process.communicate(timeout=LONGEST)
+            assert process.returncode == 0, open(self.at("log")).read()[-2000:]
+            moved = [json.loads(line)["bytes"] for line in out.splitlines()]
+            assert moved and all(each["http"] == 0 and each["bitswap"] > 0 for each in moved), moved
+            self.processes.remove(process)
+        return time.perf_counter() - start
 
 
 class Kubo(Peer):

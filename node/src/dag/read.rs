@@ -2,12 +2,15 @@
 //! known, then those that can be found), then from gateways.
 //!
 //! Every block is checked against its CID before a byte of it comes out, and against the size its
-//! parent gave it. Blocks ahead of the reader are asked for in read order; at most a window of bytes
-//! is in flight or waiting, so memory does not grow with the file. Blocks that came from outside are
-//! put into the store under the reader's lease: a reader that is killed loses none of them. If the lease
-//! shows them, peers that wait for one are told.
+//! parent gave it. At most a window of bytes is in flight or waiting, so memory does not grow with the
+//! file. Blocks that came from outside are put into the store under the reader's lease: a reader that
+//! is killed loses none of them. If the lease shows them, peers that wait for one are told.
+//!
+//! Blocks ahead of the reader are asked for in read order; but when there is a choice of peers, in an
+//! order of the reader's own out of many more ([`scatter`]).
 
 mod cars;
+mod scatter;
 
 use crate::network::{Multiaddr, PeerId, Session, WantError};
 use crate::store::{Lease, Store, StoreError};
@@ -20,8 +23,10 @@ use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, DAG_PB};
 use nipfs_proto::dag::walk::{FileWalk, WalkError};
+use scatter::Scatter;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -177,7 +182,10 @@ struct Reader {
     walk: FileWalk,
     sources: Sources,
     counters: Arc<Counters>,
-    asked: HashSet<Cid>,
+    /// What is on its way, and the bytes of the file in it and below, at most those of a block.
+    asked: HashMap<Cid, u64>,
+    /// The order in which blocks are asked for, when there is a choice of peers.
+    scatter: Option<Scatter>,
     arriving: FuturesUnordered<BoxFuture<'static, Arrived>>,
     cars: Cars,
     /// Why nothing more is asked for. What came before it in the file is still handed out.
@@ -214,12 +222,14 @@ pub fn read(
     root: Cid,
     range: Range<u64>,
 ) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
-    let (asked, arriving, failed) = (HashSet::new(), FuturesUnordered::new(), None);
+    let (asked, arriving, failed) = (HashMap::new(), FuturesUnordered::new(), None);
+    let has_choice = sources.lease.is_some() && sources.session.as_ref().is_some_and(|session| session.has_choice());
+    let scatter = has_choice.then(Scatter::default);
     let far = (!sources.is_near()).then(FarReader::enter);
     // A file of one block is best asked for as that.
     let cars = Cars::new(if root.codec() == DAG_PB { &sources.gateways } else { &[] });
     let reader = FileWalk::new(root, range)
-        .map(|walk| Reader { root, walk, sources, counters, asked, arriving, cars, failed, far })
+        .map(|walk| Reader { root, walk, sources, counters, asked, scatter, arriving, cars, failed, far })
         .map_err(|source| ReadError::Dag { root, source });
     try_unfold(Some(reader), |reader| async move {
         let Some(reader) = reader else { return Ok(None) };
@@ -260,21 +270,20 @@ impl Reader {
     }
 
     fn ask(&mut self) {
+        self.unpark();
         if self.failed.is_some() {
             return;
         }
         let window = if self.far.is_some() { FarReader::window() } else { NEAR_WINDOW };
-        let ahead: Vec<Cid> = self.walk.upcoming(window).map(|(cid, _)| cid).collect();
-        for cid in ahead {
-            if self.asked.insert(cid) {
-                let (sources, counters, root) = (self.sources.clone(), self.counters.clone(), self.root);
-                self.arriving.push(Box::pin(async move {
-                    match obtain(&sources, &counters, root, cid).await {
-                        Ok(Some(block)) => Arrived::Block(block),
-                        Ok(None) => Arrived::Nowhere(cid),
-                        Err(error) => Arrived::Failed(error),
-                    }
-                }));
+        let chosen = match &self.scatter {
+            Some(scatter) => scatter.choose(&self.walk, &self.asked, window),
+            None => self.walk.upcoming(window).collect(),
+        };
+        for (cid, size) in chosen {
+            if let Entry::Vacant(asked) = self.asked.entry(cid) {
+                asked.insert(size);
+                let (sources, counters) = (self.sources.clone(), self.counters.clone());
+                self.arriving.push(Box::pin(arrive(sources, counters, self.root, cid)));
             }
         }
         if let Some(car) = self.cars.resume(window) {
@@ -282,17 +291,27 @@ impl Reader {
         }
     }
 
+    /// Gets what came before its turn, which is near now, out of the store. It was counted when it came.
+    fn unpark(&mut self) {
+        let Some(scatter) = &mut self.scatter else { return };
+        for (cid, size) in scatter.unpark(&self.walk) {
+            self.asked.insert(cid, size);
+            let (sources, root) = (self.sources.clone(), self.root);
+            self.arriving.push(Box::pin(arrive(sources, Arc::default(), root, cid)));
+        }
+    }
+
     fn take(&mut self, arrived: Arrived) {
         match arrived {
             Arrived::Block(block) => {
-                self.asked.remove(block.cid());
-                self.feed(&block);
+                let size = self.asked.remove(block.cid());
+                self.feed(&block, size);
             }
             Arrived::Nowhere(cid) => self.ask_gateways(cid),
             Arrived::Brought(car, block) => {
                 let size = block.bytes().len() as u64;
-                self.asked.remove(block.cid());
-                let wanted = self.feed(&block);
+                let asked = self.asked.remove(block.cid());
+                let wanted = self.feed(&block, asked);
                 if wanted {
                     self.counters.gateway.fetch_add(size, Ordering::Relaxed);
                 }
@@ -307,8 +326,11 @@ impl Reader {
         }
     }
 
-    /// Whether the block was wanted.
-    fn feed(&mut self, block: &Block) -> bool {
+    /// Takes a block that was `asked` for as a part of so many bytes, if it was. Whether it was wanted.
+    fn feed(&mut self, block: &Block, asked: Option<u64>) -> bool {
+        if self.scatter.as_mut().is_some_and(|scatter| scatter.park(&self.walk, block, asked)) {
+            return true;
+        }
         let fed = self.walk.feed(block).map_err(|source| ReadError::Dag { root: self.root, source });
         fed.unwrap_or_else(|error| {
             self.failed.get_or_insert(error);
@@ -340,6 +362,14 @@ impl Reader {
         for (_, cid) in left {
             self.ask_gateways(cid);
         }
+    }
+}
+
+async fn arrive(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) -> Arrived {
+    match obtain(&sources, &counters, root, cid).await {
+        Ok(Some(block)) => Arrived::Block(block),
+        Ok(None) => Arrived::Nowhere(cid),
+        Err(error) => Arrived::Failed(error),
     }
 }
 

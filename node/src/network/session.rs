@@ -84,6 +84,12 @@ impl Session {
 }
 
 impl Session {
+    /// Whether there may be more than one peer to ask.
+    #[must_use]
+    pub fn has_choice(&self) -> bool {
+        self.open.peers.len() != 1
+    }
+
     /// As [`Network::stored`](super::Network::stored) for a block that came over this session.
     pub async fn stored(&self, cid: Cid) {
         // Only fails while the network ends; nobody waits then.

@@ -11,10 +11,11 @@ use crate::Cid;
 use crate::block::{Block, Digest};
 use bytes::Bytes;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 mod runs;
+mod swarm;
 
 /// Events between two looks at the machines' invariants, which cost more than the events.
 const CHECK_EVERY: u64 = 7;
@@ -111,6 +112,8 @@ struct Machine {
     conduct: Conduct,
     /// Open wants of this machine.
     wanted: BTreeSet<(SessionId, Cid)>,
+    /// What it will want: one more for each block that comes.
+    later: VecDeque<(SessionId, Cid)>,
     delivered: BTreeMap<(SessionId, Cid), usize>,
     missing: BTreeSet<(SessionId, Cid)>,
     stalls: Vec<usize>,
@@ -125,6 +128,8 @@ struct World {
     clock: Duration,
     machines: Vec<Machine>,
     links: HashMap<(usize, usize), Link>,
+    /// What some machines send goes over one line, whoever gets it.
+    uplinks: HashMap<usize, Link>,
     /// Pairs that lost their connection at some time.
     cut: BTreeSet<(usize, usize)>,
     /// By time, then in the order in which they were put in.
@@ -140,6 +145,7 @@ impl World {
             store: HashMap::new(),
             conduct: *conduct,
             wanted: BTreeSet::new(),
+            later: VecDeque::new(),
             delivered: BTreeMap::new(),
             missing: BTreeSet::new(),
             stalls: Vec::new(),
@@ -152,6 +158,7 @@ impl World {
             clock: Duration::ZERO,
             machines: conducts.iter().map(machine).collect(),
             links: HashMap::new(),
+            uplinks: HashMap::new(),
             cut: BTreeSet::new(),
             events: BinaryHeap::new(),
             next_event: 0,
@@ -362,6 +369,10 @@ impl World {
                 assert_eq!(machine.delivered.insert(want, peer), None, "delivered twice: {want:?}");
                 machine.store.insert(block.digest().unwrap(), block.bytes().clone());
                 machine.server.stored(&[*block.cid()]);
+                if let Some((session, cid)) = machine.later.pop_front() {
+                    machine.wanted.insert((session, cid));
+                    machine.client.want(session, cid);
+                }
             }
             client::Action::Missing { session, cid } => {
                 assert!(machine.wanted.remove(&(session, cid)), "missing without being wanted: {cid}");
@@ -375,6 +386,7 @@ impl World {
     /// Puts a message on the link. Those without blocks overtake those with; else they keep their order.
     fn send(&mut self, from: usize, to: usize, message: &Message) {
         let Some(link) = self.links.get_mut(&(from, to)) else { return };
+        let link = self.uplinks.get_mut(&from).unwrap_or(link);
         if matches!(self.machines[from].conduct, Conduct::Silent(since) if since <= self.clock) {
             return;
         }

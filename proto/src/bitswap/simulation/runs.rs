@@ -8,12 +8,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 const GIGABIT: u64 = 125_000_000;
 
 /// `count` blocks of `size` bytes.
-fn blocks(count: usize, size: usize) -> Vec<Block> {
+pub(super) fn blocks(count: usize, size: usize) -> Vec<Block> {
     let bytes = |n: usize| n.to_be_bytes().into_iter().cycle().take(size.max(8)).collect::<Vec<u8>>();
     (0..count).map(|n| Block::v1(RAW, bytes(n).into()).unwrap()).collect()
 }
 
-fn cids(blocks: &[Block]) -> Vec<Cid> {
+pub(super) fn cids(blocks: &[Block]) -> Vec<Cid> {
     blocks.iter().map(|block| *block.cid()).collect()
 }
 
@@ -168,40 +168,11 @@ fn a_closed_session_leaves_nothing_behind() {
     assert!(servers.iter().all(|machine| machine.server.wants(0) == 0));
 }
 
-#[test]
-fn one_source_feeds_many_who_feed_each_other() {
-    // 8 downloaders in a full mesh, in random order; the source has 100 Mbit/s, shared by them.
-    let blocks = blocks(320, 64 << 10);
-    let mut world = World::new(&[Conduct::Honest; 9]);
-    for block in &blocks {
-        world.put(0, block);
-    }
-    for reader in 1..9 {
-        for other in 0..reader {
-            world.connect(reader, other, Link::new(5, if other == 0 { 12_500_000 / 8 } else { GIGABIT }));
-        }
-    }
-    let mut random = Seeded(7);
-    for reader in 1..9 {
-        let mut order = cids(&blocks);
-        for n in 0..order.len() {
-            order.swap(n, random.below(blocks.len()));
-        }
-        world.machines[reader].client.open(ONE, &[]);
-        world.want(reader, ONE, order);
-    }
-    assert!(world.run(LIMIT));
-    assert!(world.machines[1..].iter().all(|machine| machine.delivered.len() == 320));
-    let ratio = world.machines[0].bytes_out as f64 / f64::from(20 << 20);
-    println!("8 downloaders: the source sent {ratio:.2} times the size, in {:.2} s", seconds(&world));
-    assert!(ratio < 2.5, "{ratio}");
-}
-
 /// A generator of numbers that a seed decides (xorshift64*).
-struct Seeded(u64);
+pub(super) struct Seeded(pub(super) u64);
 
 impl Seeded {
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
