@@ -134,8 +134,13 @@ impl Task {
             }
             return;
         }
-        let options =
-            DialOpts::peer_id(peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
+        let options = DialOpts::peer_id(peer)
+            .addresses(addrs)
+            // What a DHT says of where its providers are.
+            .extend_addresses_through_behaviour()
+            .condition(PeerCondition::Always)
+            .allocate_new_port()
+            .build();
         let dial = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => drop(search.dials.insert(peer, dial)),
