@@ -267,3 +267,6 @@ impl NetworkBehaviour for Dht {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,15 @@
 mod attack;
 mod exchange;
 mod finding;
+mod flood;
+mod log;
 #[cfg(feature = "nat")]
 mod nat;
 mod peers;
 mod raw;
+mod tables;
+mod vectors;
+mod wire;
 
 use super::*;
 use bytes::Bytes;

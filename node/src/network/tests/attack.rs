@@ -1,30 +1,32 @@
 //! Peers that do not keep to the protocol. The node goes on serving others.
 
+use super::log::Log;
 use super::raw::{RawPeer, receive};
 use super::*;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
-use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, Want};
+use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, Payload, Want};
+use std::time::Instant;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// A node with one block, and that block.
-async fn server() -> (Network, Block) {
+pub(super) async fn server() -> (Network, Block) {
     let block = blocks(1, 2000).remove(0);
     (node(Shelf::of(std::slice::from_ref(&block)).source()).await, block)
 }
 
-async fn assert_serves(server: &Network, block: &Block) {
+pub(super) async fn assert_serves(server: &Network, block: &Block) {
     let client = client_of(&[server]).await;
     let (arrived, _) = timeout(LONG, client.session(Vec::new()).want(*block.cid())).await.unwrap().unwrap();
     assert_eq!(arrived, *block);
 }
 
-fn want(cid: Cid) -> Message {
+pub(super) fn want(cid: Cid) -> Message {
     let want = Want { cid, priority: 1, kind: WantKind::Block, cancel: false, send_dont_have: true };
     Message { wants: vec![want], ..Message::default() }
 }
 
-async fn tcp(server: &Network) -> TcpStream {
+pub(super) async fn tcp(server: &Network) -> TcpStream {
     let port = server.listeners()[0].iter().find_map(|part| match part {
         libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
         _ => None,
@@ -137,7 +139,7 @@ async fn a_flood_of_blocks_that_nobody_wants_is_cut_off() {
     let client = node(BlockSource::empty()).await;
     let mut peer = RawPeer::connect(&client).await;
     let block = blocks(1, 1 << 20).remove(0);
-    let payload = nipfs_proto::bitswap::message::Payload { cid: *block.cid(), bytes: block.bytes().clone() };
+    let payload = Payload { cid: *block.cid(), bytes: block.bytes().clone() };
     let frame = Message { payloads: vec![payload], ..Message::default() }.encode_frame();
     let mut stream = peer.open().await;
     let mut taken = 0;
@@ -152,4 +154,75 @@ async fn a_flood_of_blocks_that_nobody_wants_is_cut_off() {
         }
     };
     timeout(LONG, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_protocol_again_and_again_is_in_the_log_once() {
+    let (log, _guard) = Log::begin();
+    let (server, block) = server().await;
+    let mut peer = RawPeer::connect(&server).await;
+    for _ in 0..5 {
+        let mut stream = peer.open().await;
+        stream.write_all(b"\x04abcd").await.unwrap();
+        stream.flush().await.unwrap();
+        _ = timeout(LONG, stream.read_to_end(&mut Vec::new())).await.unwrap();
+    }
+    assert_serves(&server, &block).await;
+    let named = log.lines(&format!(" peer={}", peer.peer));
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert!(named[0].contains("peer breaks the protocol"), "{named:?}");
+}
+
+/// How a peer answers a want so that nothing comes of it.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    WrongBytes,
+    AByteASecond,
+    Nothing,
+}
+
+async fn answer(peer: &mut RawPeer, cid: Cid, answer: Answer) {
+    let mut stream = peer.accept().await;
+    while !receive(&mut stream).await.wants.iter().any(|want| want.cid == cid && !want.cancel) {}
+    match answer {
+        Answer::WrongBytes => {
+            let payload = Payload { cid, bytes: Bytes::from_static(b"something else") };
+            peer.send_message(&Message { payloads: vec![payload], ..Message::default() }).await;
+        }
+        Answer::AByteASecond => {
+            let mut answer = peer.open().await;
+            answer.write_all(&[100]).await.unwrap();
+            loop {
+                answer.write_all(&[0]).await.unwrap();
+                answer.flush().await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Answer::Nothing => {}
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_lies_trickles_or_is_silent_is_followed_by_the_next() {
+    let (server, block) = server().await;
+    let cid = *block.cid();
+    let fetch = async |kind: Answer| {
+        let client = client_of(&[&server]).await;
+        let mut bad = RawPeer::connect(&client).await;
+        // The bad one is preferred, so the block is asked of it first.
+        let session = client.session(vec![bad.peer, server.peer_id()]);
+        let begun = Instant::now();
+        let want = session.want(cid);
+        let behave = async {
+            answer(&mut bad, cid, kind).await;
+            std::future::pending::<()>().await;
+        };
+        let outcome = tokio::select! {
+            outcome = timeout(LONG, want) => outcome.unwrap(),
+            () = behave => unreachable!("it is pending"),
+        };
+        assert_eq!(outcome.unwrap(), (block.clone(), server.peer_id()), "{kind:?}");
+        assert!(begun.elapsed() < Duration::from_secs(6), "{kind:?}: {:?}", begun.elapsed());
+    };
+    tokio::join!(fetch(Answer::WrongBytes), fetch(Answer::AByteASecond), fetch(Answer::Nothing));
 }

@@ -4,11 +4,11 @@ use super::*;
 use std::future::{Ready, ready};
 use std::time::Instant;
 
-fn nobody() -> Ready<Vec<(PeerId, Vec<Multiaddr>)>> {
+pub(super) fn nobody() -> Ready<Vec<(PeerId, Vec<Multiaddr>)>> {
     ready(Vec::new())
 }
 
-async fn public(source: BlockSource, entry: &[&Network]) -> Network {
+pub(super) async fn public(source: BlockSource, entry: &[&Network]) -> Network {
     let bootstrap = entry.iter().map(|node| node.listeners().remove(0)).collect();
     let config = Config { profile: Profile::Public, bootstrap, ..config() };
     Network::start(config, Keypair::generate_ed25519(), source).await.unwrap()

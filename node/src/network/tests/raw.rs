@@ -1,8 +1,9 @@
-//! A peer under the test's control: it is given the bitswap streams as they are, and speaks on them
-//! what the test likes.
+//! A peer under the test's control: it is given the streams of one protocol, bitswap for the most part, as they are,
+//! and speaks on them what the test likes.
 
 use super::LONG;
 use crate::network::{Keypair, Network};
+use futures::stream::{BoxStream, SelectAll};
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
@@ -23,8 +24,8 @@ use tokio::time::timeout;
 type Upgrade = ReadyUpgrade<StreamProtocol>;
 
 /// Opens a stream at each command; hands out all streams, with whether we opened it.
-#[derive(Default)]
 struct Streams {
+    protocol: StreamProtocol,
     open: usize,
     got: VecDeque<(bool, Stream)>,
 }
@@ -38,7 +39,7 @@ impl ConnectionHandler for Streams {
     type OutboundOpenInfo = ();
 
     fn listen_protocol(&self) -> SubstreamProtocol<Upgrade> {
-        SubstreamProtocol::new(ReadyUpgrade::new(StreamProtocol::new(PROTOCOL)), ())
+        SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ())
     }
 
     fn connection_keep_alive(&self) -> bool {
@@ -74,9 +75,15 @@ impl ConnectionHandler for Streams {
     }
 }
 
-#[derive(Default)]
 struct Behaviour {
+    protocol: StreamProtocol,
     actions: VecDeque<ToSwarm<(bool, Stream), ()>>,
+}
+
+impl Behaviour {
+    fn handler(&self) -> Streams {
+        Streams { protocol: self.protocol.clone(), open: 0, got: VecDeque::new() }
+    }
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -90,7 +97,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<Streams, ConnectionDenied> {
-        Ok(Streams::default())
+        Ok(self.handler())
     }
 
     fn handle_established_outbound_connection(
@@ -101,7 +108,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<Streams, ConnectionDenied> {
-        Ok(Streams::default())
+        Ok(self.handler())
     }
 
     fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
@@ -122,25 +129,32 @@ pub(super) struct RawPeer {
     opened: mpsc::Receiver<Stream>,
     /// Streams that the node opened.
     accepted: mpsc::Receiver<Stream>,
+    /// What the node says on those that were accepted by [`RawPeer::answer`].
+    answers: SelectAll<BoxStream<'static, Received>>,
     task: JoinHandle<()>,
 }
 
 impl RawPeer {
     /// Connects to `node`, and waits until it knows.
     pub(super) async fn connect(node: &Network) -> Self {
-        let peer = Self::dial(node).await;
+        Self::speaking(StreamProtocol::new(PROTOCOL), node).await
+    }
+
+    /// The same with another protocol than bitswap.
+    pub(super) async fn speaking(protocol: StreamProtocol, node: &Network) -> Self {
+        let peer = Self::dial(protocol, node).await;
         while !node.peers().await.unwrap().iter().any(|known| known.peer == peer.peer) {
             tokio::task::yield_now().await;
         }
         peer
     }
 
-    async fn dial(node: &Network) -> Self {
+    async fn dial(protocol: StreamProtocol, node: &Network) -> Self {
         let mut swarm = SwarmBuilder::with_existing_identity(Keypair::generate_ed25519())
             .with_tokio()
             .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
             .unwrap()
-            .with_behaviour(|_| Behaviour::default())
+            .with_behaviour(|_| Behaviour { protocol, actions: VecDeque::new() })
             .unwrap()
             .build();
         let (peer, target) = (*swarm.local_peer_id(), node.peer_id());
@@ -168,7 +182,7 @@ impl RawPeer {
                 }
             }
         });
-        Self { peer, open, opened, accepted, task }
+        Self { peer, open, opened, accepted, answers: SelectAll::new(), task }
     }
 
     /// Opens a stream to the node.
@@ -192,6 +206,30 @@ impl RawPeer {
     pub(super) async fn accept(&mut self) -> Stream {
         timeout(LONG, self.accepted.recv()).await.unwrap().unwrap()
     }
+
+    /// The next message that the node sends, on whichever stream.
+    pub(super) async fn answer(&mut self) -> Received {
+        let next = async {
+            loop {
+                tokio::select! {
+                    Some(stream) = self.accepted.recv() => self.answers.push(messages(stream)),
+                    Some(message) = self.answers.next() => return message,
+                    else => panic!("the connection is gone"),
+                }
+            }
+        };
+        timeout(LONG, next).await.unwrap()
+    }
+}
+
+/// What comes over a stream of the node's, until it ends.
+fn messages(stream: Stream) -> BoxStream<'static, Received> {
+    let intake = crate::network::frame::Intake::new(4 << 20, LONG);
+    futures::stream::unfold((stream, intake), async |(mut stream, intake)| {
+        let frame = crate::network::frame::read(&mut stream, &intake).await.ok()??;
+        Some((Received::decode(frame.bytes).unwrap(), (stream, intake)))
+    })
+    .boxed()
 }
 
 impl Drop for RawPeer {
