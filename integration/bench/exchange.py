@@ -107,7 +107,7 @@ class Swarm:
                 before = link.sent()[1]
                 seconds = swarm.fetch_together(self.COUNT)
                 ratios.append((link.sent()[1] - before) / self.SIZE)
-                report(name, number, "nipfs", {"seconds": seconds, "source_sent_by_size": ratios[-1]})
+                report(name, number, "nipfs", {"seconds": seconds, "source_sent_by_size": ratios[-1], "node_mib": swarm.peak})
         print(f"{name}: the source sent {statistics.median(ratios):.2f} times the file for {self.COUNT} that fetch (median of {rounds})", flush=True)
         shutil.rmtree(os.path.join(base, "input"))
 

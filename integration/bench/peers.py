@@ -136,10 +136,11 @@ class Nipfs(Peer):
 
     def fetch_together(self, count):
         """Starts `count` nodes on the near machine that share what they fetch; then a fetch through each, which names the source and all
-        others, all at the same time. The wall seconds until the last has ended."""
+        others, all at the same time. The wall seconds until the last has ended; leaves the largest peak of a node."""
         names = [f"together-{number}" for number in range(count)]
         sharing = ["--profile", "lan", "--share-signed-by", "bench-1"]
-        nodes = {name: self.serve(name, self.near, *sharing, ip="127.0.0.1")[1]["peer"] for name in names}
+        served = [self.serve(name, self.near, *sharing, ip="127.0.0.1") for name in names]
+        nodes = {name: ready["peer"] for name, (_, ready) in zip(names, served)}
         commands = {}
         for name in names:
             peers = [self.ready["peer"], *(peer for other, peer in nodes.items() if other != name)]
@@ -155,7 +156,9 @@ class Nipfs(Peer):
             moved = [json.loads(line)["bytes"] for line in out.splitlines()]
             assert moved and all(each["http"] == 0 and each["bitswap"] > 0 for each in moved), moved
             self.processes.remove(process)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.peak = max(peak_mib(serving.pid) for serving, _ in served)
+        return seconds
 
 
 class Kubo(Peer):
