@@ -30,9 +30,10 @@ impl Driver {
     }
 
     /// Gives a command and waits for its answer, but not for ever.
+    #[track_caller]
     pub(crate) fn ask(&mut self, command: &Value) -> Value {
         writeln!(self.stdin, "{command}").unwrap();
-        let answer = self.answers.recv_timeout(STUCK).unwrap_or_else(|_| panic!("no answer to {command}"));
+        let Ok(answer) = self.answers.recv_timeout(STUCK) else { panic!("no answer to {command}") };
         serde_json::from_str(&answer).unwrap()
     }
 }

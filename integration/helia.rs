@@ -131,27 +131,25 @@ fn more_than_a_thousand_blocks_are_asked_of_helia_at_once_each_time() {
     assert!(most["theirs"].as_u64().unwrap() >= MANY, "{most}");
 }
 
-/// Kubo cuts no blocks as small as these, and answers each message of wants on a stream of its own.
+/// Kubo cuts no blocks as small as these, and answers each message of wants on a stream of its own. It gets them
+/// through us: Kubo at Helia's end hangs at times, with nobody of ours between.
 #[test]
-fn more_than_a_thousand_blocks_are_asked_of_kubo_at_once_and_come_back_to_another() {
+fn more_than_a_thousand_blocks_go_to_kubo_and_are_asked_of_it_at_once_each_time() {
     let machine = Machine::new();
     let file = machine.dir().join("plain");
     fs::write(&file, noise(64, 24 << 20)).unwrap();
     let mut helia = Helia::start();
     let cid = helia.add(&file, 0, 16 << 10);
-    let mut first = Kubo::start(&machine.dir().join("kubo-1"));
-    first.connect(&helia.peer);
-    first.pin(&cid);
-    drop(helia);
-    for _ in 0..4 {
-        assert_eq!(fetch_by_levels(&first.peer, &cid), 1536);
-    }
     let serving = machine.serve(&[]);
-    machine.run(&["pin", "add", &cid, "--peer", &first.peer]).ok();
-    drop(first);
-    let mut second = Kubo::start(&machine.dir().join("kubo-2"));
-    second.connect(&serving.peer);
-    second.pin(&cid);
+    machine.run(&["pin", "add", &cid, "--peer", &helia.peer]).ok();
+    drop(helia);
+    let mut kubo = Kubo::start(&machine.dir().join("kubo"));
+    kubo.connect(&serving.peer);
+    kubo.pin(&cid);
+    assert_eq!(serving.stop(), 0);
+    for _ in 0..4 {
+        assert_eq!(fetch_by_levels(&kubo.peer, &cid), 1536);
+    }
 }
 
 #[test]

@@ -36,14 +36,17 @@ impl Kubo {
         Self { driver, peer }
     }
 
+    #[track_caller]
     pub(crate) fn ask(&mut self, command: &Value) -> Value {
         self.driver.ask(command)
     }
 
+    #[track_caller]
     pub(crate) fn connect(&mut self, addr: &str) {
         assert_eq!(self.ask(&json!({"op": "connect", "addr": addr}))["connected"], true, "{addr}");
     }
 
+    #[track_caller]
     pub(crate) fn pin(&mut self, cid: &str) {
         assert_eq!(self.ask(&json!({"op": "pin", "cid": cid}))["ok"], true, "{cid}");
     }
