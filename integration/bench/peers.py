@@ -174,7 +174,13 @@ class Kubo(Peer):
     def ask(node, **command):
         node.stdin.write(json.dumps(command) + "\n")
         node.stdin.flush()
-        answer = json.loads(node.stdout.readline())
+        late = threading.Timer(LONGEST, node.kill)
+        late.start()
+        line = node.stdout.readline()
+        late.cancel()
+        if not line:
+            sys.exit(f"Kubo did not answer within {LONGEST} s: {command}")
+        answer = json.loads(line)
         assert "error" not in answer, answer
         return answer
 
