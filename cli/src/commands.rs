@@ -19,7 +19,6 @@ use crate::outcome::Stop;
 use crate::printer::Printer;
 use nipfs_node::control::client::{Client, ClientError, Event};
 use nipfs_node::control::protocol::{Class, Done, Failure, Item, Request};
-use std::path::PathBuf;
 use tokio::sync::OnceCell;
 
 /// What every verb works with: the settings, the printer, and the node behind the door.
@@ -133,11 +132,6 @@ async fn patiently<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let reading = tokio::task::spawn_blocking(read);
     reading.await.map_err(|error| Failure::from_error(Class::Failed, &error))?
-}
-
-/// Where the machine's Nix keeps its database.
-pub(crate) fn nix_state() -> PathBuf {
-    std::env::var_os("NIX_STATE_DIR").map_or_else(|| PathBuf::from("/nix/var/nix"), PathBuf::from)
 }
 
 /// The node said something that does not answer what was asked.

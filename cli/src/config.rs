@@ -375,6 +375,11 @@ fn default_state(env: Env<'_>) -> PathBuf {
     home.unwrap_or_default().join("nipfs")
 }
 
+/// Where the machine's Nix keeps its database. Nix's own variable names it, so it is no setting of ours.
+pub(crate) fn nix_state() -> PathBuf {
+    std::env::var_os("NIX_STATE_DIR").map_or_else(|| PathBuf::from("/nix/var/nix"), PathBuf::from)
+}
+
 fn usage(message: String) -> Failure {
     Failure::new(Class::Usage, message)
 }

@@ -3,7 +3,7 @@
 //! A running `serve` answers on its control socket. Where none does, this process opens the store and
 //! answers itself, over a pipe. Either way the verb speaks the same protocol.
 
-use crate::commands::nix_state;
+use crate::config::nix_state;
 use nipfs_node::control::client::Client;
 use nipfs_node::control::frame::pair;
 use nipfs_node::control::protocol::{Class, Failure};

@@ -13,9 +13,9 @@ mod nars;
 mod record;
 mod stage;
 
-use super::{App, cache, key, nix_state, patiently};
+use super::{App, cache, key, patiently};
 use crate::args;
-use crate::config::Settings;
+use crate::config::{Settings, nix_state};
 use crate::outcome::{Stop, Tally};
 use input::Input;
 use nipfs_node::control::client::Client;

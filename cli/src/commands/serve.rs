@@ -67,7 +67,7 @@ pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
         profile: settings.profile.value,
         routers: routers(settings)?,
         bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
-        nix_state: super::nix_state(),
+        nix_state: crate::config::nix_state(),
         share_signed_by: settings.share_signed_by.value.clone(),
         ..nipfs_node::Settings::default()
     };

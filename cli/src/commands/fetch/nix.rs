@@ -1,8 +1,9 @@
 //! Importing fetched paths into a Nix store: Nix itself takes them from us over loopback.
 
 use super::Line;
-use crate::commands::{App, nix_state, out_of_turn};
+use crate::commands::{App, out_of_turn};
 use crate::config::Origin;
+use crate::config::nix_state;
 use crate::door::Door;
 use bytes::Bytes;
 use nipfs_node::control::client::Event;
