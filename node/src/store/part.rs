@@ -8,6 +8,7 @@
 //! Numbers are little-endian. A record so says everything itself: it moves, dies and is found again as any other
 //! block's.
 
+use nipfs_proto::block::MAX_BLOCK;
 use nipfs_proto::dag::LeafKind;
 use nipfs_proto::nix::store_path::StorePath;
 
@@ -17,7 +18,7 @@ pub(super) struct Part {
     pub(super) tree: StorePath,
     /// Where it begins in the NAR, in bytes.
     pub(super) offset: u64,
-    /// Its bytes.
+    /// Its bytes, at most [`MAX_BLOCK`]: as many are allocated to read it.
     pub(super) length: u32,
     pub(super) kind: LeafKind,
 }
@@ -39,6 +40,7 @@ impl Part {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (&[kind, 0, 0, 0], rest) = bytes.split_first_chunk()? else { return None };
         let (length, rest) = rest.split_first_chunk()?;
+        let length = Some(u32::from_le_bytes(*length)).filter(|length| *length as usize <= MAX_BLOCK)?;
         let (offset, name) = rest.split_first_chunk()?;
         let kind = match kind {
             0 => LeafKind::Raw,
@@ -46,7 +48,7 @@ impl Part {
             _ => return None,
         };
         let tree = StorePath::from_base_name(str::from_utf8(name).ok()?).ok()?;
-        Some(Self { tree, offset: u64::from_le_bytes(*offset), length: u32::from_le_bytes(*length), kind })
+        Some(Self { tree, offset: u64::from_le_bytes(*offset), length, kind })
     }
 }
 
@@ -63,6 +65,7 @@ mod tests {
             assert_eq!(Part::decode(&bytes), Some(part));
             (0..bytes.len() - "-name".len()).for_each(|cut| assert_eq!(Part::decode(&bytes[..cut]), None));
             assert_eq!(Part::decode(&[&[2], &bytes[1..]].concat()), None);
+            assert_eq!(Part::decode(&[&bytes[..7], &[1], &bytes[8..]].concat()), None, "16 MiB are no block");
             assert_eq!(Part::decode(&[&bytes, &b"/x"[..]].concat()), None);
         }
     }
