@@ -69,7 +69,7 @@ class Row:
                     seconds[peer].append(running.seconds)
                     figures = {"publish_s": publishing[peer][-1], "fetch_s": running.seconds}
                     if isinstance(running, Nipfs) and peer == "nipfs":
-                        figures |= {"fetch_mib": running.peak, "serve_mib": peak_mib(running.source.pid)}
+                        figures |= {"fetch_cpu_s": running.cpu, "fetch_mib": running.peak, "serve_mib": peak_mib(running.source.pid)}
                     report(name, number, peer, figures)
         total = sum(self.sizes)
         for peer, values in seconds.items():
@@ -140,24 +140,24 @@ class Gaps(threading.Thread):
         super().__init__(daemon=True)
         self.link, self.when, self.then = link, when, then
         self.before = link.sent()[1]
-        self.longest, self.over = 0.0, threading.Event()
+        self.longest, self.done, self.over = 0.0, False, threading.Event()
         self.start()
 
     def run(self):
-        last, seen, done = time.monotonic(), self.before, False
+        last, seen = time.monotonic(), self.before
         while not self.over.wait(0.02):
             now, sent = time.monotonic(), self.link.sent()[1]
             if sent - seen >= 16 << 10:
                 last, seen = now, sent
             self.longest = max(self.longest, now - last)
-            if not done and sent - self.before >= self.when:
-                done = True
+            if not self.done and sent - self.before >= self.when:
+                self.done = True
                 self.then()
-        assert done, "the transfer ended too early to disturb it"
 
     def end(self):
         self.over.set()
         self.join()
+        assert self.done, "the transfer ended too early to disturb it"
         return self.longest
 
 
