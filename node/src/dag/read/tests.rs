@@ -86,6 +86,12 @@ impl Asked {
         Self { url: fake.await.url(), requests }
     }
 
+    /// Answers all that it is asked of `file`.
+    async fn honest(file: &Arc<File>) -> Self {
+        let file = file.clone();
+        Self::start(move |request| file.answer(request)).await
+    }
+
     fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
@@ -119,11 +125,7 @@ async fn read_all(file: &File, sources: &Sources) -> Result<SourceBytes, ReadErr
 #[tokio::test]
 async fn a_whole_file_is_one_request() {
     let file = File::new();
-    let honest = Asked::start({
-        let file = file.clone();
-        move |request| file.answer(request)
-    })
-    .await;
+    let honest = Asked::honest(&file).await;
     let (_folder, sources) = sources(&[&honest]).await;
     let bytes = read_all(&file, &sources).await.unwrap();
     assert_eq!(
@@ -161,11 +163,7 @@ async fn a_reader_that_keeps_nothing_asks_for_every_occurrence() {
 #[tokio::test]
 async fn a_file_that_is_held_in_part_is_asked_for_from_there_on() {
     let file = File::new();
-    let honest = Asked::start({
-        let file = file.clone();
-        move |request| file.answer(request)
-    })
-    .await;
+    let honest = Asked::honest(&file).await;
     let (_folder, sources) = sources(&[&honest]).await;
     let lease = sources.lease.clone().unwrap();
     lease.put(&file.blocks[&file.root]).unwrap();
@@ -183,11 +181,7 @@ async fn a_file_that_is_held_in_part_is_asked_for_from_there_on() {
 #[tokio::test]
 async fn a_car_of_what_is_held_already_is_left_for_blocks() {
     let file = File::new();
-    let honest = Asked::start({
-        let file = file.clone();
-        move |request| file.answer(request)
-    })
-    .await;
+    let honest = Asked::honest(&file).await;
     let (_folder, sources) = sources(&[&honest]).await;
     let lease = sources.lease.clone().unwrap();
     // Every leaf but the first and the last.
@@ -230,11 +224,7 @@ async fn a_car_that_breaks_off_is_gone_on_with_by_the_next_gateway() {
         }
     })
     .await;
-    let honest = Asked::start({
-        let file = file.clone();
-        move |request| file.answer(request)
-    })
-    .await;
+    let honest = Asked::honest(&file).await;
     let (_folder, sources) = sources(&[&broken, &honest]).await;
     read_all(&file, &sources).await.unwrap();
     assert_eq!((broken.cars().len(), broken.blocks(), honest.blocks()), (1, 0, 0));
