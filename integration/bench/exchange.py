@@ -6,7 +6,8 @@
 Every round makes everything from nothing, and the order of the peers changes with the round. Prints one JSON line for each
 measurement, and at the end of a row the medians and the ratios: above 1 nipfs is faster. All transfers are TCP; content is noise,
 which nobody can compress. nipfs' time is that of a whole `nipfs fetch` process: start, dial, narinfos, blocks, hashes, the tree on
-disk. Kubo's nodes run and are connected before the clock starts; it `pin`s (blocks only) or `get`s.
+disk. Kubo's nodes run and are connected before the clock starts; it `pin`s (blocks only) or `get`s. When it hangs, that is counted and it
+tries again.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import threading
 import time
 
 from link import Link
-from peers import Curl, Kubo, Nginx, Nipfs, peak_mib
+from peers import Curl, Hung, Kubo, Nginx, Nipfs, peak_mib
 
 MIB = 1 << 20
 
@@ -56,29 +57,45 @@ class Row:
         files = make_files(os.path.join(base, "input"), self.sizes)
         seconds = {peer: [] for peer in self.peers}
         publishing = {peer: [] for peer in self.peers}
+        hung = {peer: 0 for peer in self.peers}
         for number in range(rounds):
             for peer in sorted(self.peers, reverse=number % 2 == 1):
-                with contextlib.ExitStack() as stack:
-                    link = stack.enter_context(Link(**self.link)) if self.link else None
-                    place = {"ip": link.FAR, "near": link.near, "far": link.far} if link else {}
-                    running = stack.enter_context(self.peers[peer](setup, os.path.join(base, f"{self.peers[peer].__name__}-{number}"), **place))
-                    running.publish(files)
-                    publishing[peer].append(running.seconds)
-                    running.start()
-                    running.fetch()
-                    seconds[peer].append(running.seconds)
-                    figures = {"publish_s": publishing[peer][-1], "fetch_s": running.seconds}
-                    if isinstance(running, Nipfs) and peer == "nipfs":
-                        figures |= {"fetch_cpu_s": running.cpu, "fetch_mib": running.peak, "serve_mib": peak_mib(running.source.pid)}
-                    report(name, number, peer, figures)
+                while (figures := self.once(setup, base, peer, files)) is None:
+                    hung[peer] += 1
+                    report(name, number, peer, {"hung": hung[peer]})
+                    if hung[peer] > rounds:
+                        sys.exit(f"{peer} hung {hung[peer]} times")
+                publishing[peer].append(figures["publish_s"])
+                seconds[peer].append(figures["fetch_s"])
+                report(name, number, peer, figures)
         total = sum(self.sizes)
         for peer, values in seconds.items():
             middle = statistics.median(values)
-            print(f"{name}: {peer}: {middle:.2f} s, {total / 1e6 / middle:.0f} MB/s, {len(self.sizes) / middle:.0f} paths/s")
+            hangs = f", hung {hung[peer]} times beside" if hung[peer] else ""
+            print(f"{name}: {peer}: {middle:.2f} s, {total / 1e6 / middle:.0f} MB/s, {len(self.sizes) / middle:.0f} paths/s{hangs}")
         compare(name, seconds)
         if "publish" in name:
             compare(f"{name}, publishing", publishing)
         shutil.rmtree(os.path.join(base, "input"))
+
+    def once(self, setup, base, peer, files):
+        """What one peer needs for it all; `None` when it hangs."""
+        with contextlib.ExitStack() as stack:
+            link = stack.enter_context(Link(**self.link)) if self.link else None
+            place = {"ip": link.FAR, "near": link.near, "far": link.far} if link else {}
+            running = stack.enter_context(self.peers[peer](setup, os.path.join(base, "peer"), **place))
+            try:
+                running.publish(files)
+                published = running.seconds
+                running.start()
+                running.fetch()
+            except Hung as hung:
+                print(hung, file=sys.stderr)
+                return None
+            figures = {"publish_s": published, "fetch_s": running.seconds}
+            if isinstance(running, Nipfs) and peer == "nipfs":
+                figures |= {"fetch_cpu_s": running.cpu, "fetch_mib": running.peak, "serve_mib": peak_mib(running.source.pid)}
+            return figures
 
 
 def report(name, number, peer, figures):
