@@ -21,7 +21,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
 use nipfs_proto::Cid;
-use nipfs_proto::block::{Block, DAG_PB};
+use nipfs_proto::block::{Block, DAG_PB, Digest};
 use nipfs_proto::dag::walk::{FileWalk, WalkError};
 use scatter::Scatter;
 use serde::{Deserialize, Serialize};
@@ -375,16 +375,9 @@ async fn arrive(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) 
 
 /// One block, from the store or else from a peer; `None` when neither has it.
 async fn obtain(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Result<Option<Block>, ReadError> {
-    let store = sources.store.clone();
-    match blocking(root, move || store.block(&cid)).await? {
-        Ok(Some(block)) => {
-            counters.local.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-            return Ok(Some(block));
-        }
-        Ok(None) => {}
-        // A damaged block is not served; another source may have it whole.
-        Err(damaged @ StoreError::Damaged { .. }) => tracing::error!("{damaged}"),
-        Err(source) => return Err(ReadError::Store { root, source }),
+    if let Some(block) = from_store(sources, root, cid).await? {
+        counters.local.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
+        return Ok(Some(block));
     }
     let Some(session) = &sources.session else { return Ok(None) };
     let mut answer = session.want(cid).await;
@@ -399,6 +392,22 @@ async fn obtain(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> 
         Err(WantError::Missing(_)) => Ok(None),
         Err(_) => Err(ReadError::Stopped { root }),
     }
+}
+
+/// One block, from the store.
+async fn from_store(sources: &Sources, root: Cid, cid: Cid) -> Result<Option<Block>, ReadError> {
+    let failed = |source| ReadError::Store { root, source };
+    // Most blocks of a DAG that is fetched are not here, and to find that out no thread is needed.
+    let digest = Digest::of_cid(&cid).ok().flatten();
+    if digest.map_or(Ok(true), |digest| sources.store.may_have(&digest)).map_err(failed)? {
+        let store = sources.store.clone();
+        match blocking(root, move || store.block(&cid)).await? {
+            // A damaged block is not served; another source may have it whole.
+            Err(damaged @ StoreError::Damaged { .. }) => tracing::error!("{damaged}"),
+            found => return found.map_err(failed),
+        }
+    }
+    Ok(None)
 }
 
 /// One block, from the first gateway that has it.

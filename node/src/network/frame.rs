@@ -2,8 +2,11 @@
 //!
 //! A length is a claim: the bytes it announces are first taken from the connection's budget, and the
 //! buffer grows only with bytes that arrive. Between frames a stream may be silent for as long as it
-//! likes; within one it has the time that [`Intake`] gives it.
+//! likes; within one it has the time that [`Intake`] gives it. Long frames lie in buffers that are used again.
 
+mod buffer;
+
+use buffer::Buffer;
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use nipfs_proto::bitswap::message::MAX_MESSAGE;
@@ -14,8 +17,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// Bytes of buffer that a frame gets before any of its own bytes have come.
-const FIRST_READ: usize = 64 << 10;
 /// Bytes of the longest length prefix: MAX_MESSAGE fits in 4 × 7 bits.
 const MAX_PREFIX: usize = 4;
 
@@ -83,26 +84,21 @@ async fn read_rest<S: AsyncRead + Unpin>(stream: &mut S, first: u8, intake: &Int
     let permits = u32::try_from(length).map_err(|_| FrameError::TooLong(length))?;
     let closed = |_| FrameError::Cut(io::ErrorKind::BrokenPipe.into());
     let budget = Arc::clone(&intake.budget).acquire_many_owned(permits).await.map_err(closed)?;
-    let mut bytes = Vec::with_capacity(length.min(FIRST_READ));
-    while bytes.len() < length {
-        let filled = bytes.len();
-        // Doubles: what is allocated is at most twice what has arrived, from the first read on.
-        let next = length.min((2 * filled).max(FIRST_READ));
-        bytes.resize(next, 0);
-        let mut at = filled;
-        while at < next {
-            match stream.read(&mut bytes[at..next]).await.map_err(FrameError::Cut)? {
-                0 => return Err(FrameError::Cut(io::ErrorKind::UnexpectedEof.into())),
-                read => {
-                    at += read;
-                    intake.progress.fetch_add(read, Ordering::Relaxed);
-                }
+    let mut buffer = Buffer::for_frame(length);
+    let mut filled = 0;
+    while filled < length {
+        let room = buffer.room(filled, length);
+        match stream.read(room).await.map_err(FrameError::Cut)? {
+            0 => return Err(FrameError::Cut(io::ErrorKind::UnexpectedEof.into())),
+            read => {
+                filled += read;
+                intake.progress.fetch_add(read, Ordering::Relaxed);
             }
         }
     }
     // The message speaks for itself.
     intake.take_progress();
-    Ok(Frame { bytes: bytes.into(), budget })
+    Ok(Frame { bytes: Bytes::from_owner(buffer).slice(..length), budget })
 }
 
 async fn read_length<S: AsyncRead + Unpin>(stream: &mut S, first: u8) -> Result<usize, FrameError> {
@@ -118,13 +114,15 @@ async fn read_length<S: AsyncRead + Unpin>(stream: &mut S, first: u8) -> Result<
     if length > MAX_MESSAGE { Err(FrameError::TooLong(length)) } else { Ok(length) }
 }
 
-/// Writes a frame and flushes it. Fails when the stream takes no byte for as long as `stall`.
-pub(super) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, frame: &[u8], stall: Duration) -> io::Result<()> {
-    let mut rest = frame;
-    while !rest.is_empty() {
-        match timeout(stall, stream.write(rest)).await?? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            written => rest = &rest[written..],
+/// Writes the pieces of a frame and flushes it. Fails when the stream takes no byte for as long as `stall`.
+pub(super) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, pieces: &[Bytes], stall: Duration) -> io::Result<()> {
+    for piece in pieces {
+        let mut rest = &piece[..];
+        while !rest.is_empty() {
+            match timeout(stall, stream.write(rest)).await?? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => rest = &rest[written..],
+            }
         }
     }
     timeout(stall, stream.flush()).await?

@@ -11,7 +11,7 @@
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
-//! connection's streams), `muxer` (yamux), `quic` (the other transport), `known` and `dns` (addresses and
+//! connection's streams), `security` (noise), `muxer` (yamux), `quic` (the other transport), `known` and `dns` (addresses and
 //! redialling), `profile` (what is done unasked), `nearby` (who was found on the local network), `dht` (who
 //! provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for which
 //! block), `loads` (reads from the store).
@@ -30,6 +30,7 @@ mod nat;
 mod nearby;
 mod profile;
 mod quic;
+mod security;
 mod session;
 mod swarm;
 mod task;

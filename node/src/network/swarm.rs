@@ -6,6 +6,7 @@ use super::dht::Dht;
 use super::muxer::Yamux;
 #[cfg(feature = "nat")]
 use super::nat::Nat;
+use super::security::Noise;
 use super::{Config, DIAL_TIMEOUT, NetworkError};
 use crate::scope::Scope;
 use futures::StreamExt as _;
@@ -18,8 +19,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dummy::Behaviour as Nat;
 use libp2p::swarm::{self, NetworkBehaviour, SwarmEvent};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, mdns, memory_connection_limits, noise, ping,
-    tcp,
+    Multiaddr, PeerId, Swarm, SwarmBuilder, connection_limits, identify, mdns, memory_connection_limits, ping, tcp,
 };
 use std::collections::HashMap;
 use std::io;
@@ -66,7 +66,7 @@ pub(super) struct Protocols {
 pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocols>, NetworkError> {
     let transport = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, || Yamux::new(MAX_STREAMS))
+        .with_tcp(tcp::Config::default().nodelay(true), Noise::new, || Yamux::new(MAX_STREAMS))
         .map_err(NetworkError::Authentication)?;
     #[cfg(feature = "quic")]
     let transport = transport.with_quic_config(|mut quic| {
@@ -79,7 +79,7 @@ pub(super) fn build(config: &Config, keypair: &Keypair) -> Result<Swarm<Protocol
     #[cfg(feature = "nat")]
     if config.profile.gets_around_nat() {
         let relayed = transport
-            .with_relay_client(noise::Config::new, || Yamux::new(MAX_STREAMS))
+            .with_relay_client(Noise::new, || Yamux::new(MAX_STREAMS))
             .map_err(NetworkError::Authentication)?;
         let own = keypair.public().to_peer_id();
         let Ok(builder) =

@@ -5,7 +5,7 @@
 use super::StoreError;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -37,8 +37,9 @@ impl Disk {
         self.step(path, "create").and_then(|()| create()).map_err(StoreError::io("create", path))
     }
 
-    pub(super) fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        let result = self.step(path, "write").and_then(|()| file.write_all_at(bytes, offset));
+    /// Writes the parts one after the other.
+    pub(super) fn write_at(&self, file: &File, path: &Path, parts: &[&[u8]], offset: u64) -> Result<(), StoreError> {
+        let result = self.step(path, "write").and_then(|()| write_all_at(file, parts, offset));
         result.map_err(StoreError::io("write", path))
     }
 
@@ -96,6 +97,24 @@ impl Disk {
         self.step(path, "write").and_then(|()| write()).map_err(StoreError::io("write", path))?;
         self.sync_dir(path.parent().unwrap_or(path))
     }
+}
+
+fn write_all_at(file: &File, parts: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match rustix::io::pwritev(file, left, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that this process may still write to the file system of `path`.

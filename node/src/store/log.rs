@@ -71,7 +71,6 @@ pub(super) struct Tail {
     sequence: u64,
     pending: Vec<(u64, Change)>,
     pending_bytes: u64,
-    buffer: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +85,7 @@ struct Progress {
 impl Log {
     /// A log that goes on at `end` of `segment`; all before is durable and in the index.
     pub(super) fn new(segments: Segments, index: Index, segment: Arc<Segment>, end: u64, segment_size: u64) -> Self {
-        let buffer = Vec::new();
-        let tail = Tail { segment, end, durable: end, sequence: 0, pending: Vec::new(), pending_bytes: 0, buffer };
+        let tail = Tail { segment, end, durable: end, sequence: 0, pending: Vec::new(), pending_bytes: 0 };
         Self {
             segments,
             index,
@@ -242,12 +240,10 @@ impl Log {
             stored: place(payload.len() as u64)?,
             payload_crc: crc32c::crc32c(payload),
         };
-        tail.buffer.clear();
-        tail.buffer.extend_from_slice(&header.encode(&self.segments.salt));
-        tail.buffer.extend_from_slice(payload);
-        tail.buffer.resize(whole, 0);
+        let padding = &[0; ALIGN][..whole - RECORD_HEADER - payload.len()];
+        let parts = [&header.encode(&self.segments.salt)[..], payload, padding];
         let Segment { file, path, .. } = &*tail.segment;
-        if let Err(error) = self.segments.disk.write_at(file, path, &tail.buffer, tail.end) {
+        if let Err(error) = self.segments.disk.write_at(file, path, &parts, tail.end) {
             let undone = self.segments.disk.truncate(file, path, tail.end);
             return Err(self.write_failed(error, length, undone.is_ok()));
         }

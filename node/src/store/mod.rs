@@ -235,6 +235,14 @@ impl Store {
         }
     }
 
+    /// Whether a block may be here: false is certain. Never waits for the disk for long, reads no block.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn may_have(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.0.log.lookup(digest)?.is_some())
+    }
+
     /// Whether the bytes of a block are in the packs, not known to be damaged.
     fn has_packed(&self, digest: &Digest) -> Result<bool, StoreError> {
         let row = self.0.log.lookup(digest)?;

@@ -8,6 +8,7 @@ use super::disk::Disk;
 use super::record::{self, Header, RECORD_HEADER, SEGMENT_HEADER, Salt};
 use super::{Location, lock};
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -50,12 +51,18 @@ impl Segment {
 
     /// Reads exactly `len` bytes; `None` when the file ends before.
     pub(super) fn read(&self, offset: u64, len: usize) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut bytes = vec![0; len];
-        match self.file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(Some(bytes)),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(e) => Err(StoreError::io("read", &self.path)(e)),
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            // Into memory that nobody has cleared, which may be more than asked for.
+            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Ok(None),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(StoreError::io("read", &self.path)(e.into())),
+            }
         }
+        bytes.truncate(len);
+        Ok(Some(bytes))
     }
 
     /// The valid record header at `offset`.
@@ -142,7 +149,7 @@ impl Segments {
     /// Writes the header of a segment that has no records, and makes it durable.
     pub(super) fn write_header(&self, segment: &Segment) -> Result<(), StoreError> {
         let Segment { number, path, file } = segment;
-        self.disk.write_at(file, path, &record::segment_header(*number, &self.salt), 0)?;
+        self.disk.write_at(file, path, &[&record::segment_header(*number, &self.salt)], 0)?;
         self.disk.sync(file, path)?;
         self.disk.sync_dir(&self.dir)
     }

@@ -15,9 +15,10 @@
 use super::wire::{self, Value};
 use crate::Cid;
 use crate::block::{Block, DAG_PB, MAX_BLOCK, SHA2_256, read_cid};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cid::Version;
 use prost::Message as _;
+use prost::encoding::encode_varint;
 use unsigned_varint::{decode, encode};
 
 /// The protocol name on a stream.
@@ -121,10 +122,28 @@ impl Message {
         self.to_wire().encode_to_vec()
     }
 
-    /// The bytes as they travel on a stream: an unsigned-varint length, then [`Self::encode`]'s result.
+    /// The bytes as they travel on a stream: an unsigned-varint length, then the message.
     #[must_use]
     pub fn encode_frame(&self) -> Vec<u8> {
-        self.to_wire().encode_length_delimited_to_vec()
+        self.encode_pieces().concat()
+    }
+
+    /// The same in pieces that follow each other; the bytes of blocks are not copied.
+    #[must_use]
+    pub fn encode_pieces(&self) -> Vec<Bytes> {
+        let mut rest = self.to_wire();
+        let mut around = BytesMut::new();
+        encode_varint(rest.encoded_len() as u64, &mut around);
+        let wantlist = wire::Message { wantlist: rest.wantlist.take(), ..wire::Message::default() };
+        around.extend_from_slice(&wantlist.encode_to_vec());
+        let mut pieces = Vec::with_capacity(1 + 2 * rest.payload.len());
+        for block in std::mem::take(&mut rest.payload) {
+            block.encode_beside(&mut around);
+            pieces.extend([around.split().freeze(), block.data]);
+        }
+        around.extend_from_slice(&rest.encode_to_vec());
+        pieces.push(around.freeze());
+        pieces
     }
 
     fn to_wire(&self) -> wire::Message {

@@ -5,12 +5,15 @@
 //! by field with [`fields`], and only the leaf types are decoded as they come.
 
 use super::message::MessageError;
-use bytes::{Buf as _, Bytes};
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use bytes::{Buf as _, Bytes, BytesMut};
+use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 
 pub(super) const MESSAGE_WANTLIST: u32 = 1;
 pub(super) const MESSAGE_PAYLOAD: u32 = 3;
 pub(super) const MESSAGE_PRESENCE: u32 = 4;
+const BLOCK_PREFIX: u32 = 1;
+const BLOCK_DATA: u32 = 2;
 pub(super) const WANTLIST_ENTRY: u32 = 1;
 pub(super) const WANTLIST_FULL: u32 = 2;
 
@@ -59,6 +62,21 @@ pub(super) struct Block {
     pub(super) prefix: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub(super) data: Bytes,
+}
+
+impl Block {
+    /// Writes all that stands before the bytes of this block in a message.
+    pub(super) fn encode_beside(&self, before: &mut BytesMut) {
+        encode_key(MESSAGE_PAYLOAD, WireType::LengthDelimited, before);
+        encode_varint(self.encoded_len() as u64, before);
+        encode_key(BLOCK_PREFIX, WireType::LengthDelimited, before);
+        encode_varint(self.prefix.len() as u64, before);
+        before.extend_from_slice(&self.prefix);
+        if !self.data.is_empty() {
+            encode_key(BLOCK_DATA, WireType::LengthDelimited, before);
+            encode_varint(self.data.len() as u64, before);
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

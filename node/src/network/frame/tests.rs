@@ -1,3 +1,4 @@
+use super::buffer::FIRST_READ;
 use super::*;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use std::pin::Pin;
@@ -112,10 +113,11 @@ impl AsyncWrite for Full {
 #[tokio::test]
 async fn a_peer_that_takes_no_bytes_fails_the_write() {
     let frame = framed(100);
+    let pieces = [Bytes::copy_from_slice(&frame[..40]), Bytes::copy_from_slice(&frame[40..])];
     let mut open = Full { left: 1000, taken: Vec::new() };
-    write(&mut open, &frame, SHORT).await.unwrap();
+    write(&mut open, &pieces, SHORT).await.unwrap();
     assert_eq!(open.taken, frame);
 
     let mut full = Full { left: 20, taken: Vec::new() };
-    assert_eq!(write(&mut full, &frame, SHORT).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(write(&mut full, &pieces, SHORT).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }

@@ -68,7 +68,8 @@ enum State {
 
 struct Outgoing {
     message: Arc<Message>,
-    frame: Bytes,
+    /// One after the other.
+    pieces: Vec<Bytes>,
     /// A stream failed with it.
     failed: bool,
 }
@@ -123,8 +124,8 @@ impl Line {
                 }
                 (State::Idle(_, since), Some(_)) if since.elapsed() >= STALE => State::Closed,
                 (State::Idle(mut stream, _), Some(outgoing)) => {
-                    let frame = outgoing.frame.clone();
-                    let write = async move { frame::write(&mut stream, &frame, WRITE_STALL).await.map(|()| stream) };
+                    let pieces = outgoing.pieces.clone();
+                    let write = async move { frame::write(&mut stream, &pieces, WRITE_STALL).await.map(|()| stream) };
                     State::Writing(write.boxed())
                 }
                 (State::Idle(mut stream, since), None) => match Pin::new(&mut stream).poll_read(cx, &mut []) {
@@ -142,8 +143,8 @@ impl Line {
                     }
                     Poll::Ready(Ok(stream)) => {
                         self.state = State::Idle(stream, Instant::now());
-                        let Outgoing { message, frame, .. } = self.current.take()?;
-                        return Some(Step::Sent(self.lane, message, frame.len()));
+                        let Outgoing { message, pieces, .. } = self.current.take()?;
+                        return Some(Step::Sent(self.lane, message, pieces.iter().map(Bytes::len).sum()));
                     }
                     Poll::Ready(Err(error)) if outgoing.failed => return Some(Step::Failed(error)),
                     Poll::Ready(Err(_)) => {
@@ -162,8 +163,8 @@ impl Line {
 
 impl Outgoing {
     fn new(message: Arc<Message>) -> Self {
-        let frame = message.encode_frame().into();
-        Self { message, frame, failed: false }
+        let pieces = message.encode_pieces();
+        Self { message, pieces, failed: false }
     }
 }
 
