@@ -11,6 +11,7 @@
 
 mod cars;
 mod scatter;
+mod window;
 
 use crate::network::{Multiaddr, PeerId, Session, WantError};
 use crate::store::{Lease, Store, StoreError};
@@ -30,13 +31,12 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
+use window::Window;
 
-/// Bytes asked for ahead of the reader when they may have to come over the network.
-const FAR_WINDOW: u64 = 8 << 20;
-/// The same for all such readers of this process together, as long as each has a [`NEAR_WINDOW`].
-const ALL_FAR_WINDOWS: u64 = 32 << 20;
-/// The same when only the store is asked: enough to keep the threads busy, and hundreds of readers fit in memory.
+/// Bytes asked for ahead of the reader when only the store is asked: enough to keep the threads busy, and hundreds of
+/// readers fit in memory. For the network see [`window`].
 const NEAR_WINDOW: u64 = 1 << 20;
 
 /// Threads that read blocks at once: enough to keep a disk busy. The allocator keeps memory for each.
@@ -118,7 +118,7 @@ impl Counters {
 pub async fn block(sources: &Sources, root: Cid, cid: Cid) -> Result<Block, ReadError> {
     let counters = Arc::new(Counters::default());
     match obtain(sources, &counters, root, cid).await? {
-        Some(block) => Ok(block),
+        Some((block, _)) => Ok(block),
         None => from_gateways(sources, &counters, root, cid).await,
     }
 }
@@ -163,7 +163,8 @@ pub enum ReadError {
 
 /// What became of something that was asked for.
 enum Arrived {
-    Block(Block),
+    /// A block, and how long it took if it came from a peer.
+    Block(Block, Option<Duration>),
     /// Neither the store nor a peer has the block.
     Nowhere(Cid),
     /// The next block of a CAR.
@@ -171,12 +172,6 @@ enum Arrived {
     /// Nothing more comes from the CAR.
     CarOver,
     Failed(ReadError),
-}
-
-impl From<Result<Block, ReadError>> for Arrived {
-    fn from(block: Result<Block, ReadError>) -> Self {
-        block.map_or_else(Self::Failed, Self::Block)
-    }
 }
 
 struct Reader {
@@ -192,29 +187,8 @@ struct Reader {
     cars: Cars,
     /// Why nothing more is asked for. What came before it in the file is still handed out.
     failed: Option<ReadError>,
-    far: Option<FarReader>,
-}
-
-/// Counts the readers that may wait for the network: their windows share one budget.
-struct FarReader;
-
-static FAR_READERS: AtomicU64 = AtomicU64::new(0);
-
-impl FarReader {
-    fn enter() -> Self {
-        FAR_READERS.fetch_add(1, Ordering::Relaxed);
-        Self
-    }
-
-    fn window() -> u64 {
-        (ALL_FAR_WINDOWS / FAR_READERS.load(Ordering::Relaxed).max(1)).clamp(NEAR_WINDOW, FAR_WINDOW)
-    }
-}
-
-impl Drop for FarReader {
-    fn drop(&mut self) {
-        FAR_READERS.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// When something may have to come over the network.
+    window: Option<Window>,
 }
 
 /// The bytes of `range` of the file `root`, in order.
@@ -227,11 +201,11 @@ pub fn read(
     let (asked, arriving, failed) = (HashMap::new(), FuturesUnordered::new(), None);
     let has_choice = sources.lease.is_some() && sources.session.as_ref().is_some_and(|session| session.has_choice());
     let scatter = has_choice.then(Scatter::default);
-    let far = (!sources.is_near()).then(FarReader::enter);
+    let window = (!sources.is_near()).then(Window::open);
     // A file of one block is best asked for as that.
     let cars = Cars::new(if root.codec() == DAG_PB { &sources.gateways } else { &[] });
     let reader = FileWalk::new(root, range)
-        .map(|walk| Reader { root, walk, sources, counters, asked, scatter, arriving, cars, failed, far })
+        .map(|walk| Reader { root, walk, sources, counters, asked, scatter, arriving, cars, failed, window })
         .map_err(|source| ReadError::Dag { root, source });
     try_unfold(Some(reader), |reader| async move {
         let Some(reader) = reader else { return Ok(None) };
@@ -276,7 +250,7 @@ impl Reader {
         if self.failed.is_some() {
             return;
         }
-        let window = if self.far.is_some() { FarReader::window() } else { NEAR_WINDOW };
+        let window = self.window.as_ref().map_or(NEAR_WINDOW, Window::bytes);
         let chosen = match &self.scatter {
             Some(scatter) => scatter.choose(&self.walk, &self.asked, window),
             None => self.walk.upcoming(window).collect(),
@@ -305,7 +279,10 @@ impl Reader {
 
     fn take(&mut self, arrived: Arrived) {
         match arrived {
-            Arrived::Block(block) => {
+            Arrived::Block(block, waited) => {
+                if let (Some(window), Some(waited)) = (&mut self.window, waited) {
+                    window.came(block.bytes().len() as u64, waited, Instant::now());
+                }
                 let size = self.asked.remove(block.cid());
                 self.feed(&block, size);
             }
@@ -349,7 +326,10 @@ impl Reader {
         };
         let (sources, counters, root) = (self.sources.clone(), self.counters.clone(), self.root);
         if !self.cars.awaits(cid, offset) {
-            let raw = async move { from_gateways(&sources, &counters, root, cid).await.into() };
+            let raw = async move {
+                let block = from_gateways(&sources, &counters, root, cid).await;
+                block.map_or_else(Arrived::Failed, |block| Arrived::Block(block, None))
+            };
             self.arriving.push(Box::pin(raw));
         } else if let Some(gateway) = self.cars.next_gateway(offset) {
             self.arriving.push(Box::pin(cars::open(gateway, sources, root, offset)));
@@ -369,27 +349,35 @@ impl Reader {
 
 async fn arrive(sources: Sources, counters: Arc<Counters>, root: Cid, cid: Cid) -> Arrived {
     match obtain(&sources, &counters, root, cid).await {
-        Ok(Some(block)) => Arrived::Block(block),
+        Ok(Some((block, waited))) => Arrived::Block(block, waited),
         Ok(None) => Arrived::Nowhere(cid),
         Err(error) => Arrived::Failed(error),
     }
 }
 
-/// One block, from the store or else from a peer; `None` when neither has it.
-async fn obtain(sources: &Sources, counters: &Counters, root: Cid, cid: Cid) -> Result<Option<Block>, ReadError> {
+/// One block, from the store or else from a peer, and how long that took; `None` when neither has it.
+async fn obtain(
+    sources: &Sources,
+    counters: &Counters,
+    root: Cid,
+    cid: Cid,
+) -> Result<Option<(Block, Option<Duration>)>, ReadError> {
     if let Some(block) = from_store(sources, root, cid).await? {
         counters.local.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-        return Ok(Some(block));
+        return Ok(Some((block, None)));
     }
     let Some(session) = &sources.session else { return Ok(None) };
+    let mut asked = Instant::now();
     let mut answer = session.want(cid).await;
     if matches!(answer, Err(WantError::Missing(_))) && session.search(root, providers(&sources.routers, root)).await {
+        asked = Instant::now();
         answer = session.want(cid).await;
     }
+    let waited = asked.elapsed();
     match answer {
         Ok((block, _)) => {
             counters.bitswap.fetch_add(block.bytes().len() as u64, Ordering::Relaxed);
-            keep(sources, root, block).await.map(Some)
+            Ok(Some((keep(sources, root, block).await?, Some(waited))))
         }
         Err(WantError::Missing(_)) => Ok(None),
         Err(_) => Err(ReadError::Stopped { root }),
