@@ -4,6 +4,7 @@ mod attack;
 mod exchange;
 mod finding;
 mod flood;
+mod handshake;
 mod log;
 #[cfg(feature = "nat")]
 mod nat;

@@ -64,7 +64,7 @@ async fn of_a_million_wants_over_a_hundred_connections_a_thousand_are_live() {
     assert_eq!((came, peer.answer().await.blocks), (MAX_WANTS, vec![present]));
 }
 
-fn field(tag: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn field(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut length = unsigned_varint::encode::usize_buffer();
     [&[tag][..], unsigned_varint::encode::usize(body.len(), &mut length), body].concat()
 }
