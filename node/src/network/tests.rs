@@ -1,6 +1,7 @@
 //! Nodes in one process, on loopback.
 
 mod attack;
+mod deaf;
 mod exchange;
 mod finding;
 mod flood;
