@@ -10,16 +10,18 @@
 mod records;
 
 use self::records::Records;
+use super::allowance::{Allowance, NODES, few};
 use crate::scope::Scope;
 use either::Either;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::kad::{self, Caching, InboundRequest, Mode, QueryId, RecordKey, StoreInserts};
-use libp2p::multiaddr::Protocol;
-use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished, ExternalAddrConfirmed, ExternalAddrExpired};
+use libp2p::swarm::behaviour::{
+    ConnectionClosed, ConnectionEstablished, DialFailure, ExternalAddrConfirmed, ExternalAddrExpired,
+};
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
+    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
     THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
@@ -32,8 +34,6 @@ use std::time::{Duration, Instant};
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stranger's record is kept: the time after which the DHT's servers forget.
 const RECORD_TTL: Duration = Duration::from_secs(48 * 3600);
-/// Addresses that are taken from what a node says of itself.
-const MAX_ADDRS: usize = 4;
 
 type Kademlia = kad::Behaviour<Records>;
 
@@ -45,6 +45,10 @@ pub(super) struct Dht {
     connections: HashMap<PeerId, Vec<ConnectionId>>,
     /// Where we can be reached in the scope, as far as we know.
     own: HashSet<Multiaddr>,
+    /// The nodes that the user named, and the only addresses at which they are dialled.
+    entry: HashMap<PeerId, Vec<Multiaddr>>,
+    /// For the others.
+    allowance: Allowance,
 }
 
 impl Dht {
@@ -60,23 +64,48 @@ impl Dht {
             .set_caching(Caching::Disabled);
         let mut kademlia = Kademlia::with_config(own, Records::new(own, scope), config);
         kademlia.set_mode(Some(Mode::Client));
-        Self { scope, kademlia, connections: HashMap::new(), own: HashSet::new() }
+        Self {
+            scope,
+            kademlia,
+            connections: HashMap::new(),
+            own: HashSet::new(),
+            entry: HashMap::new(),
+            allowance: Allowance::new(NODES),
+        }
     }
 
-    /// A node of the table. Addresses of other scopes are left out, and of many those stay that are surely dialled here.
-    pub(super) fn add_node(&mut self, peer: PeerId, addrs: impl IntoIterator<Item = Multiaddr>) {
-        let mut addrs: Vec<_> = addrs.into_iter().filter(|addr| self.scope.contains(addr)).collect();
-        addrs.sort_by_key(|addr| !is_plain_tcp(addr));
-        for addr in addrs.into_iter().take(MAX_ADDRS) {
-            self.kademlia.add_address(&peer, addr);
+    /// A node by which to get into the table, which the user named.
+    pub(super) fn enter(&mut self, peer: PeerId, addrs: &[Multiaddr]) {
+        let addrs = self.dialled_here(addrs.to_vec());
+        for addr in &addrs {
+            self.kademlia.add_address(&peer, addr.clone());
         }
+        if !addrs.is_empty() {
+            self.entry.insert(peer, addrs);
+        }
+    }
+
+    /// Without the addresses of other scopes, and not too many.
+    fn dialled_here(&self, mut addrs: Vec<Multiaddr>) -> Vec<Multiaddr> {
+        addrs.retain(|addr| self.scope.contains(addr));
+        few(addrs)
     }
 
     /// A connected peer says what it speaks and where it listens.
     pub(super) fn identified(&mut self, peer: PeerId, protocols: &[StreamProtocol], addrs: &[Multiaddr]) {
         if self.connections.contains_key(&peer) && protocols.contains(&protocol(self.scope)) {
-            self.add_node(peer, addrs.iter().cloned());
+            for addr in self.dialled_here(addrs.to_vec()) {
+                self.kademlia.add_address(&peer, addr);
+            }
         }
+    }
+
+    /// Where a peer can be dialled that the table or a query under way has named.
+    pub(super) fn addrs_of(&mut self, peer: PeerId) -> Vec<Multiaddr> {
+        // The question is always the same to Kademlia, whatever the connection.
+        let (id, role) = (ConnectionId::new_unchecked(0), Endpoint::Dialer);
+        let named = self.kademlia.handle_pending_outbound_connection(id, Some(peer), &[], role);
+        self.dialled_here(named.unwrap_or_default())
     }
 
     /// Whether the table names any node.
@@ -143,6 +172,26 @@ impl Dht {
         }
     }
 
+    /// Where to dial a node now, if at all.
+    fn allowed(&mut self, peer: PeerId, now: Instant) -> Option<Vec<Multiaddr>> {
+        if let Some(addrs) = self.entry.get(&peer) {
+            return Some(addrs.clone());
+        }
+        let addrs = self.addrs_of(peer);
+        self.allowance.take(addrs.len(), now).then_some(addrs)
+    }
+
+    /// A dial that Kademlia asks for. It hears that one failed that is not made.
+    fn dial<E>(&mut self, peer: PeerId, connection_id: ConnectionId) -> Option<ToSwarm<kad::Event, E>> {
+        let Some(addrs) = self.allowed(peer, Instant::now()) else {
+            let failure = DialFailure { peer_id: Some(peer), error: &DialError::Aborted, connection_id };
+            self.kademlia.on_swarm_event(FromSwarm::DialFailure(failure));
+            return None;
+        };
+        // From a port of its own, as every dial of ours.
+        Some(ToSwarm::Dial { opts: DialOpts::peer_id(peer).addresses(addrs).allocate_new_port().build() })
+    }
+
     /// What Kademlia asks of the swarm, brought into its scope; `None` when that leaves nothing.
     fn translate(
         &mut self,
@@ -164,19 +213,10 @@ impl Dht {
                 let handler = NotifyHandler::One(connection);
                 ToSwarm::NotifyHandler { peer_id, handler, event: Either::Left(event) }
             }
-            // From a port of its own, as every dial of ours.
-            ToSwarm::Dial { opts } => match opts.get_peer_id() {
-                Some(peer) => ToSwarm::Dial { opts: DialOpts::peer_id(peer).allocate_new_port().build() },
-                None => return None,
-            },
+            ToSwarm::Dial { opts } => return self.dial(opts.get_peer_id()?, opts.connection_id()),
             other => other.map_in(Either::Left),
         })
     }
-}
-
-fn is_plain_tcp(addr: &Multiaddr) -> bool {
-    let mut rest = addr.iter().skip(1);
-    matches!((rest.next(), rest.next()), (Some(Protocol::Tcp(_)), None | Some(Protocol::P2p(_))))
 }
 
 /// The name of the scope's table.
@@ -210,18 +250,6 @@ impl NetworkBehaviour for Dht {
             self.kademlia.set_mode(Some(Mode::Server));
         }
         self.kademlia.handle_established_inbound_connection(id, peer, local, remote).map(Either::Left)
-    }
-
-    fn handle_pending_outbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: Option<PeerId>,
-        addresses: &[Multiaddr],
-        role: Endpoint,
-    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        let mut found = self.kademlia.handle_pending_outbound_connection(id, peer, addresses, role)?;
-        found.retain(|addr| self.scope.contains(addr));
-        Ok(found)
     }
 
     fn handle_established_outbound_connection(

@@ -13,9 +13,10 @@
 //! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
 //! connection's streams), `security` (noise), `muxer` (yamux), `quic` (the other transport), `known` and `dns` (addresses and
 //! redialling), `profile` (what is done unasked), `nearby` (who was found on the local network), `dht` (who
-//! provides what, in the world's tables), `trim` (which idle peers to leave), `wants` (who waits for which
+//! provides what, in the world's tables), `allowance` (how many dials strangers may cause), `trim` (which idle peers to leave), `wants` (who waits for which
 //! block), `loads` (reads from the store).
 
+mod allowance;
 mod behaviour;
 mod dht;
 mod dns;

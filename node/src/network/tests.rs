@@ -1,9 +1,11 @@
 //! Nodes in one process, on loopback.
 
 mod attack;
+mod deaf;
 mod exchange;
 mod finding;
 mod flood;
+mod handshake;
 mod log;
 #[cfg(feature = "nat")]
 mod nat;

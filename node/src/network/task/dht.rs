@@ -95,7 +95,7 @@ impl Task {
                 let addrs: Vec<_> = addrs.collect();
                 for scope in Scope::ALL {
                     if let Some(dht) = self.dht(scope) {
-                        dht.add_node(peer, addrs.iter().cloned());
+                        dht.enter(peer, &addrs);
                     }
                 }
             }

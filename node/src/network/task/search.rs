@@ -4,6 +4,7 @@
 //! after the first, whose coming is the answer. What a search finds is a hint: a peer that has nothing costs a dial.
 
 use super::{Reply, Task};
+use crate::network::allowance::{Allowance, FOUND, few};
 use crate::scope::Scope;
 use libp2p::kad::QueryId;
 use libp2p::swarm::ConnectionId;
@@ -22,10 +23,17 @@ const MAX_SEARCHES: usize = 32;
 const MAX_FOUND: usize = 8;
 
 /// The searches under way, the oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Searches {
     open: Vec<Search>,
     next_id: u64,
+    allowance: Allowance,
+}
+
+impl Default for Searches {
+    fn default() -> Self {
+        Self { open: Vec::new(), next_id: 0, allowance: Allowance::new(FOUND) }
+    }
 }
 
 #[derive(Debug)]
@@ -122,11 +130,13 @@ impl Task {
 
     /// A search has come upon a peer, which joins its session when it is connected.
     fn found(&mut self, id: u64, peer: PeerId, addrs: Vec<Multiaddr>) {
-        let Some(search) = self.searches.open.iter_mut().find(|search| search.id == id) else { return };
-        if peer == *self.swarm.local_peer_id() || search.found.len() >= MAX_FOUND || !search.found.insert(peer) {
+        let Searches { open, allowance, .. } = &mut self.searches;
+        let Some(search) = open.iter_mut().find(|search| search.id == id) else { return };
+        if peer == *self.swarm.local_peer_id() || search.found.len() >= MAX_FOUND || search.found.contains(&peer) {
             return;
         }
         if self.swarm.is_connected(&peer) {
+            search.found.insert(peer);
             if self.wants.join(search.session, peer) {
                 let session = search.session;
                 search.answer(true);
@@ -134,13 +144,14 @@ impl Task {
             }
             return;
         }
-        let options = DialOpts::peer_id(peer)
-            .addresses(addrs)
-            // What a DHT says of where its providers are.
-            .extend_addresses_through_behaviour()
-            .condition(PeerCondition::Always)
-            .allocate_new_port()
-            .build();
+        let addrs = few(addrs);
+        if addrs.is_empty() || !allowance.take(addrs.len(), Instant::now()) {
+            // Perhaps somebody names it again.
+            return;
+        }
+        search.found.insert(peer);
+        let options =
+            DialOpts::peer_id(peer).addresses(addrs).condition(PeerCondition::Always).allocate_new_port().build();
         let dial = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => drop(search.dials.insert(peer, dial)),
@@ -178,7 +189,8 @@ impl Task {
         let Some(search) = self.searches.open.iter().find(|search| search.queries.contains(&query)) else { return };
         let id = search.id;
         for peer in providers {
-            self.found(id, peer, Vec::new());
+            let addrs = self.dht(query.0).map(|dht| dht.addrs_of(peer)).unwrap_or_default();
+            self.found(id, peer, addrs);
         }
         self.sweep_searches();
     }

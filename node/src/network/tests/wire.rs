@@ -10,17 +10,17 @@ use libp2p::core::{Endpoint, Transport as _};
 use libp2p::{StreamProtocol, noise, tcp};
 
 /// A connection as its bytes.
-trait Bytestream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Bytestream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Bytestream for S {}
 
-async fn dial(server: &Network) -> tcp::tokio::TcpStream {
+pub(super) async fn dial(server: &Network) -> tcp::tokio::TcpStream {
     let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
     let mut transport = tcp::tokio::Transport::new(tcp::Config::default());
     transport.dial(server.listeners().remove(0), options).unwrap().await.unwrap()
 }
 
-fn line(text: &str) -> Vec<u8> {
+pub(super) fn line(text: &str) -> Vec<u8> {
     let mut line = vec![u8::try_from(text.len() + 1).unwrap()];
     line.extend_from_slice(text.as_bytes());
     line.push(b'\n');
@@ -28,7 +28,7 @@ fn line(text: &str) -> Vec<u8> {
 }
 
 /// Agrees on a protocol.
-async fn propose(stream: &mut impl Bytestream, name: &str) {
+pub(super) async fn propose(stream: &mut impl Bytestream, name: &str) {
     let proposal = [line("/multistream/1.0.0"), line(name)].concat();
     stream.write_all(&proposal).await.unwrap();
     stream.flush().await.unwrap();
