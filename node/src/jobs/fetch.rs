@@ -151,7 +151,8 @@ impl Ahead {
             let bytes = u32::try_from(narinfo.nar_size()).unwrap_or(BYTES_AHEAD).clamp(MIN_COST, BYTES_AHEAD);
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let _part = window.acquire_many_owned(bytes).await;
-                getter.obtain(&checked, false).await
+                // What only waits for its part stays small.
+                Box::pin(getter.obtain(&checked, false)).await
             }))
         });
     }

@@ -7,7 +7,7 @@ use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
 use std::collections::HashMap;
 use std::hash::RandomState;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 /// zstd level of blocks at rest: the fastest; higher ones gain little on 256 KiB.
 const LEVEL: i32 = 1;
@@ -18,7 +18,9 @@ const LEVEL: i32 = 1;
 pub struct Lease {
     store: Store,
     number: u64,
-    compressor: Option<Mutex<zstd::bulk::Compressor<'static>>>,
+    compresses: bool,
+    /// Made for the first block; without one blocks are stored as they are.
+    compressor: OnceLock<Option<Mutex<zstd::bulk::Compressor<'static>>>>,
 }
 
 /// What [`Lease::put`] did.
@@ -31,14 +33,12 @@ pub struct Put {
 impl Lease {
     pub(super) fn new(store: Store) -> Self {
         let number = lock(&store.0.leases).open();
-        // Without a compressor blocks are stored as they are.
-        let compressor = zstd::bulk::Compressor::new(LEVEL).ok().map(Mutex::new);
-        Self { store, number, compressor }
+        Self { store, number, compresses: true, compressor: OnceLock::new() }
     }
 
     /// Stores blocks as they are: for bytes that are known not to compress.
     pub fn uncompressed(mut self) -> Self {
-        self.compressor = None;
+        self.compresses = false;
         self
     }
 
@@ -130,7 +130,11 @@ impl Lease {
             let packed = zstd::bulk::compress(bytes, LEVEL);
             return packed.map(Some).map_err(StoreError::io("compress a block for", self.store.dir()));
         }
-        let packed = self.compressor.as_ref().and_then(|compressor| lock(compressor).compress(bytes).ok());
+        if !self.compresses {
+            return Ok(None);
+        }
+        let compressor = self.compressor.get_or_init(|| zstd::bulk::Compressor::new(LEVEL).ok().map(Mutex::new));
+        let packed = compressor.as_ref().and_then(|compressor| lock(compressor).compress(bytes).ok());
         Ok(packed.filter(|packed| packed.len() <= bytes.len() - bytes.len() / 10))
     }
 }

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 pub(super) const FIRST_READ: usize = 64 << 10;
 /// Bytes of the largest buffer that is kept: those that fit our own messages and Kubo's.
 const MAX_SPARE: usize = 1 << 20;
-/// Buffers that wait, for all connections of this process together: what one of them may have in work.
-const MAX_SPARES: usize = 8;
+/// Buffers that wait, for all connections of this process together: about as many as one of them has in work.
+const MAX_SPARES: usize = 4;
 
 static SPARES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
