@@ -218,6 +218,13 @@ impl Serving {
         }
     }
 
+    /// The same, and all that it logged.
+    pub(crate) fn end(self) -> String {
+        let log = self.log.clone();
+        assert_eq!(self.stop(), 0);
+        fs::read_to_string(log).unwrap()
+    }
+
     /// SIGKILL: the process has no last word.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -314,8 +314,7 @@ impl Task {
             .map(|(peer, addr, traffic)| PeerSummary {
                 peer,
                 addr: addr.clone(),
-                bytes_in: traffic.bytes_in,
-                bytes_out: traffic.bytes_out,
+                traffic,
                 agent: self.agents.get(&peer).cloned().unwrap_or_default(),
             })
             .collect()

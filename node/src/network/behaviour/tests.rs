@@ -86,7 +86,7 @@ fn wants(cid: Cid) -> FromHandler {
 
 fn arrived(message: Received) -> FromHandler {
     let budget = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
-    FromHandler::Arrived(Arrived { message, bytes: 1, _budget: budget })
+    FromHandler::Arrived(Arrived { message, bytes: 1, first: true, _budget: budget })
 }
 
 #[tokio::test]

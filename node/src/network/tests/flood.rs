@@ -26,7 +26,7 @@ async fn taken(node: &Network, peer: PeerId, bytes: usize) {
         loop {
             let peers = node.peers().await.unwrap();
             let Some(summary) = peers.iter().find(|summary| summary.peer == peer) else { panic!("disconnected") };
-            if summary.bytes_in >= bytes as u64 {
+            if summary.traffic.bytes_in >= bytes as u64 {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -130,5 +130,5 @@ async fn two_hundred_peers_that_never_read_hold_nobody_up() {
     assert!(crowded < 10 * alone + Duration::from_secs(2), "{crowded:?}, and {alone:?} before");
     let peers = server.peers().await.unwrap();
     let unread = peers.iter().filter(|summary| idle.iter().any(|(_, peer)| peer.peer == summary.peer));
-    assert_eq!(unread.map(|summary| summary.bytes_out).collect::<Vec<_>>(), [0; 200]);
+    assert_eq!(unread.map(|summary| summary.traffic.bytes_out).collect::<Vec<_>>(), [0; 200]);
 }
