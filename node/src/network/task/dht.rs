@@ -98,6 +98,7 @@ impl Task {
                         dht.add_node(peer, addrs.iter().cloned());
                     }
                 }
+                self.ask_known();
             }
             Err(error) => tracing::info!(%peer, %error, "the DHT's first node is not found"),
         }
