@@ -61,16 +61,21 @@ fn we_fetch_from_helia_over_quic() {
     assert!(traffic.most_wants_out >= MANY, "{traffic:?}");
 }
 
+/// Kubo loses them nearly each time.
 #[test]
 fn a_kubo_that_loses_streams_over_quic_is_asked_again_over_tcp() {
-    let b = Machine::new();
-    let file = b.dir().join("plain");
-    fs::write(&file, noise(82, SIZE)).unwrap();
-    let mut kubo = Kubo::start_with(&b.dir().join("kubo"), &json!({"quic": true}));
-    let added = kubo.ask(&json!({"op": "add", "file": file}));
+    let machine = Machine::new();
+    let mut kubo = Kubo::start_with(&machine.dir().join("kubo"), &json!({"quic": true}));
     let quic = kubo.peer.replace("/tcp/", "/udp/").replace("/p2p/", "/quic-v1/p2p/");
-    let said = b.run(&["pin", "add", added["cid"].as_str().unwrap(), "--peer", &quic, "--verbose"]).ok();
-    assert!(said.stderr.contains("no answer over QUIC, dialling over TCP"), "{said:#?}");
+    let mut said = Vec::new();
+    for seed in 82..87 {
+        let file = machine.dir().join("plain");
+        fs::write(&file, noise(seed, SIZE)).unwrap();
+        let added = kubo.ask(&json!({"op": "add", "file": file}));
+        let b = Machine::new();
+        said.push(b.run(&["pin", "add", added["cid"].as_str().unwrap(), "--peer", &quic, "--verbose"]).ok().stderr);
+    }
+    assert!(said.iter().any(|said| said.contains("no answer over QUIC, dialling over TCP")), "{said:#?}");
 }
 
 /// A node that listens on these addresses.

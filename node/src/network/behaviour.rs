@@ -202,12 +202,18 @@ impl Behaviour {
             }
             return;
         }
+        let over_quic = quic::is_quic(&closed.addr);
+        if over_quic {
+            peer.again = Some(Instant::now() + quic::SETTLE);
+        }
         let [_wants, blocks] = closed.unsent;
         for message in blocks {
             self.send(id, Lane::Blocks, message);
         }
         // Wants, and answers on their way to us, are lost with the connection: the client asks again.
-        self.client.stream_broke(id, Instant::now());
+        if !over_quic {
+            self.client.stream_broke(id, Instant::now());
+        }
     }
 
     /// Tells the machines that the peer is gone.
@@ -239,9 +245,9 @@ impl Behaviour {
         peer.traffic.messages_in += 1;
         peer.traffic.streams_in += u64::from(arrived.first);
         peer.active = Some(now);
-        peer.asked = None;
         let message = arrived.message;
         self.client.received(id, message.blocks, &message.presences, &message.dropped, now);
+        peer.asked = (self.client.owed(&id) > 0).then_some(now);
         self.server.received(id, &message.wants, message.full);
         peer.traffic.most_wants_in = peer.traffic.most_wants_in.max(self.server.wants(id) as u64);
     }
@@ -250,7 +256,7 @@ impl Behaviour {
         let now = Instant::now();
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.active = Some(now);
-            peer.asked = None;
+            peer.asked = (self.client.owed(&id) > 0).then_some(now);
         }
         self.client.progress(id, bytes, now);
     }
@@ -338,12 +344,14 @@ impl Behaviour {
 
     /// Looks at the clock for the client. True when there may be something to do.
     fn tick(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(at) = self.client.next_wake() else { return false };
+        let again = self.peers.values().filter_map(|peer| peer.again).min();
+        let Some(at) = self.client.next_wake().into_iter().chain(again).min() else { return false };
         let now = Instant::now();
         let next = self.ticked + TICK;
         if at <= now && next <= now {
             self.ticked = now;
             self.find_mute(now);
+            self.ask_again(now);
             self.client.tick(now);
             return true;
         }
@@ -361,6 +369,15 @@ impl Behaviour {
             if is_late && peer.is_on_quic_alone() {
                 peer.asked = None;
                 self.events.push_back(ToSwarm::GenerateEvent(Event::Mute { peer: *id }));
+            }
+        }
+    }
+
+    /// Asks for what was lost with a QUIC connection a moment ago.
+    fn ask_again(&mut self, now: Instant) {
+        for (id, peer) in &mut self.peers {
+            if peer.again.take_if(|at| *at <= now).is_some() {
+                self.client.stream_broke(*id, now);
             }
         }
     }

@@ -48,8 +48,10 @@ pub(super) struct Peer {
     pub(super) traffic: Traffic,
     /// When a message, or a part of one, last went either way.
     pub(super) active: Option<Instant>,
-    /// When it was first asked for something since anything last came from it.
+    /// Since when it has left unanswered what it was asked for: since it was asked, or since something last came from it.
     pub(super) asked: Option<Instant>,
+    /// When to ask again for what was lost with a QUIC connection.
+    pub(super) again: Option<Instant>,
     /// It does not speak bitswap; the machines do not know it.
     pub(super) unsupported: bool,
     /// Its misbehaviour, or silence, is in the log.
@@ -64,6 +66,7 @@ impl Peer {
             traffic: Traffic::default(),
             active: None,
             asked: None,
+            again: None,
             unsupported: false,
             named: false,
         }
