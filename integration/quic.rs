@@ -3,6 +3,7 @@
 use crate::common::{Machine, STUCK, make_tree, noise};
 use crate::helia::Helia;
 use crate::kubo::Kubo;
+use crate::wants::{Fetched, MANY, fetch_by_levels, logged, many_small_blocks_go_to_kubo_and_us};
 use nipfs_node::network::{BlockSource, Config, Keypair, Multiaddr, Network};
 use serde_json::json;
 use std::fs;
@@ -17,7 +18,7 @@ const SIZE: usize = 24 << 20;
 /// Serves on QUIC alone and publishes a tree: the peer's address, the root, the tree's NAR.
 fn publish(machine: &Machine) -> (crate::common::Serving, String, Vec<u8>) {
     machine.key();
-    let serving = machine.serve_on(QUIC, &[]);
+    let serving = machine.serve_on(QUIC, &["-vv"]);
     assert!(serving.peer.contains("/quic-v1/"), "{}", serving.peer);
     let tree = machine.dir().join("tree");
     make_tree(&tree, 80, SIZE);
@@ -32,10 +33,18 @@ fn kubo_helia_and_we_fetch_from_us_over_quic() {
     let a = Machine::new();
     let (serving, root, nar) = publish(&a);
     Machine::new().run(&["pin", "add", &root, "--peer", &serving.peer]).ok();
-    assert!(Helia::start().get(&serving.peer, &root, &a.dir().join("helia")) == nar);
+    let mut helia = Helia::start();
+    assert!(helia.get(&serving.peer, &root, &a.dir().join("helia")) == nar);
     let mut kubo = Kubo::start_with(&a.dir().join("kubo"), &json!({"quic": true}));
     kubo.connect(&serving.peer);
     kubo.pin(&root);
+    let most = logged(&serving.end(), &helia.peer, "most_wants_in");
+    assert!(most >= MANY, "{most}");
+}
+
+#[test]
+fn kubo_and_we_ask_us_for_many_blocks_at_one_time_over_quic() {
+    many_small_blocks_go_to_kubo_and_us(QUIC, &json!({"quic": true}));
 }
 
 #[test]
@@ -46,18 +55,27 @@ fn we_fetch_from_helia_over_quic() {
     let mut helia = Helia::start();
     let cid = helia.add(&file, 0, 256 << 10);
     b.run(&["pin", "add", &cid, "--peer", &helia.quic]).ok();
+    let small = helia.add(&file, 0, 16 << 10);
+    let Fetched { leaves, traffic } = fetch_by_levels(&helia.quic, &small);
+    assert_eq!(leaves, SIZE >> 14);
+    assert!(traffic.most_wants_out >= MANY, "{traffic:?}");
 }
 
+/// Kubo loses them nearly each time.
 #[test]
 fn a_kubo_that_loses_streams_over_quic_is_asked_again_over_tcp() {
-    let b = Machine::new();
-    let file = b.dir().join("plain");
-    fs::write(&file, noise(82, SIZE)).unwrap();
-    let mut kubo = Kubo::start_with(&b.dir().join("kubo"), &json!({"quic": true}));
-    let added = kubo.ask(&json!({"op": "add", "file": file}));
+    let machine = Machine::new();
+    let mut kubo = Kubo::start_with(&machine.dir().join("kubo"), &json!({"quic": true}));
     let quic = kubo.peer.replace("/tcp/", "/udp/").replace("/p2p/", "/quic-v1/p2p/");
-    let said = b.run(&["pin", "add", added["cid"].as_str().unwrap(), "--peer", &quic, "--verbose"]).ok();
-    assert!(said.stderr.contains("no answer over QUIC, dialling over TCP"), "{said:#?}");
+    let mut said = Vec::new();
+    for seed in 82..87 {
+        let file = machine.dir().join("plain");
+        fs::write(&file, noise(seed, SIZE)).unwrap();
+        let added = kubo.ask(&json!({"op": "add", "file": file}));
+        let b = Machine::new();
+        said.push(b.run(&["pin", "add", added["cid"].as_str().unwrap(), "--peer", &quic, "--verbose"]).ok().stderr);
+    }
+    assert!(said.iter().any(|said| said.contains("no answer over QUIC, dialling over TCP")), "{said:#?}");
 }
 
 /// A node that listens on these addresses.

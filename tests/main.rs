@@ -6,6 +6,7 @@
 mod cids;
 mod cli;
 mod common;
+mod discovery;
 mod faults;
 mod limits;
 mod share;

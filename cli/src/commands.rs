@@ -43,7 +43,7 @@ impl<'a> App<'a> {
     /// As [`Door::open`].
     pub(crate) async fn door(&self) -> Result<&Door, Failure> {
         let open = || async {
-            let door = Door::open(&self.settings.state.value, serve::routers(&self.settings)?).await?;
+            let door = Door::open(serve::node(&self.settings)?).await?;
             self.printer.note(door.name());
             Ok(door)
         };

@@ -3,14 +3,11 @@
 //! A running `serve` answers on its control socket. Where none does, this process opens the store and
 //! answers itself, over a pipe. Either way the verb speaks the same protocol.
 
-use crate::config::nix_state;
 use nipfs_node::control::client::Client;
 use nipfs_node::control::frame::pair;
 use nipfs_node::control::protocol::{Class, Failure};
-use nipfs_node::upstream::Router;
 use nipfs_node::{Node, Settings};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 /// The node that answers this command.
 #[derive(Debug, Clone)]
@@ -22,15 +19,14 @@ pub(crate) enum Door {
 }
 
 impl Door {
-    /// Knocks at the socket of `state`; opens the store here when nobody answers, and asks `routers` for providers then.
+    /// Knocks at the socket of the state directory; opens the store here, with these settings, when nobody answers.
     ///
     /// # Errors
     /// Class `InUse` when another process has the store open and does not serve.
-    pub(crate) async fn open(state: &Path, routers: Arc<[Router]>) -> Result<Self, Failure> {
-        if Client::connect(state).await?.is_some() {
-            return Ok(Self::Remote(state.to_owned()));
+    pub(crate) async fn open(settings: Settings) -> Result<Self, Failure> {
+        if Client::connect(&settings.state).await?.is_some() {
+            return Ok(Self::Remote(settings.state));
         }
-        let settings = Settings { state: state.to_owned(), routers, nix_state: nix_state(), ..Settings::default() };
         let opened = Node::open(settings).await.map_err(|failure| match failure {
             Failure { class: Class::InUse, hint: None, .. } => {
                 failure.hint("wait for the other nipfs to end; with `nipfs serve` running, verbs share its store")

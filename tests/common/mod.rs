@@ -151,17 +151,14 @@ impl Machine {
     /// Starts `serve` in a network namespace, where it listens for peers only as `args` say. Needs root.
     pub(crate) fn serve_in(&self, namespace: &str, args: &[&str]) -> Serving {
         let all = [&["serve", "--http", "127.0.0.1:0"], args].concat();
-        let serve = self.command(&all);
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]).arg(serve.get_program()).args(serve.get_args());
-        for (name, value) in serve.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.stdin(Stdio::null());
-        self.start(command)
+        self.start(within(namespace, &self.command(&all)))
+    }
+
+    /// Runs a command to its end in a network namespace. Needs root.
+    pub(crate) fn run_in(&self, namespace: &str, args: &[&str]) -> Said {
+        let mut command = within(namespace, &self.command(args));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::finish(command.spawn().unwrap())
     }
 
     fn start(&self, mut command: Command) -> Serving {
@@ -184,6 +181,20 @@ impl Machine {
         };
         Serving { http: field("http="), peer: field("peer="), child, log }
     }
+}
+
+/// The same command in a network namespace.
+fn within(namespace: &str, inner: &Command) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
 }
 
 /// A running `serve`. Killed when dropped.
@@ -216,6 +227,13 @@ impl Serving {
             assert!(start.elapsed() < STUCK, "serve did not stop: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The same, and all that it logged.
+    pub(crate) fn end(self) -> String {
+        let log = self.log.clone();
+        assert_eq!(self.stop(), 0);
+        fs::read_to_string(log).unwrap()
     }
 
     /// SIGKILL: the process has no last word.

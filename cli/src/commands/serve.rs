@@ -1,7 +1,7 @@
 //! `nipfs serve`: the node as a service, until a signal.
 
 use super::{cache, key, publish};
-use crate::config::Settings;
+use crate::config::{Settings, nix_state};
 use crate::outcome::Stop;
 use crate::printer::Printer;
 use nipfs_node::control::protocol::{Class, Failure};
@@ -13,7 +13,6 @@ use serde::Serialize;
 use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// The line that tells whoever started us that they may begin.
 #[derive(Debug, Serialize)]
@@ -55,21 +54,33 @@ pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), St
     Ok(serve(service(settings)?, ready, dropped).await?)
 }
 
+/// What the settings say of a node that a verb opens for itself. It finds peers as the profile says; nobody finds it, for
+/// it listens nowhere.
+///
+/// # Errors
+/// Class `Usage`, naming the address that is none.
+pub(crate) fn node(settings: &Settings) -> Result<nipfs_node::Settings, Failure> {
+    let routers = settings.routers.value.iter().map(|url| Router::new(url));
+    Ok(nipfs_node::Settings {
+        state: settings.state.value.clone(),
+        profile: settings.profile.value,
+        routers: routers.collect::<Result<Vec<_>, _>>()?.into(),
+        bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
+        nix_state: nix_state(),
+        share_signed_by: settings.share_signed_by.value.clone(),
+        ..nipfs_node::Settings::default()
+    })
+}
+
 /// What the settings say of the service.
 ///
 /// # Errors
 /// Class `Usage`, naming the address or key that is none.
 pub(crate) fn service(settings: &Settings) -> Result<Serve, Failure> {
     let node = nipfs_node::Settings {
-        state: settings.state.value.clone(),
         listen: parse("multiaddr", &settings.listen.value)?,
         peers: parse("multiaddr", &settings.peers.value)?,
-        profile: settings.profile.value,
-        routers: routers(settings)?,
-        bootstrap: parse("multiaddr", &settings.bootstrap.value)?,
-        nix_state: crate::config::nix_state(),
-        share_signed_by: settings.share_signed_by.value.clone(),
-        ..nipfs_node::Settings::default()
+        ..node(settings)?
     };
     Ok(Serve {
         node,
@@ -94,15 +105,6 @@ fn uploads(settings: &Settings) -> Result<Option<Uploads>, Failure> {
         );
     };
     Ok(Some(Uploads::new(key::load_token(file)?, publish::profile(settings)?)))
-}
-
-/// Whom the settings name to ask for providers.
-///
-/// # Errors
-/// Class `Usage`, naming the address that is none.
-pub(crate) fn routers(settings: &Settings) -> Result<Arc<[Router]>, Failure> {
-    let routers = settings.routers.value.iter().map(|url| Router::new(url));
-    Ok(routers.collect::<Result<Vec<_>, _>>()?.into())
 }
 
 fn parse<T: FromStr<Err: Error + 'static>, C: FromIterator<T>>(what: &str, texts: &[String]) -> Result<C, Failure> {

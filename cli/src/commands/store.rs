@@ -37,10 +37,15 @@ impl fmt::Display for Freed {
 pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
     let require_mirror = args.require_mirror.clone();
     let request = Request::Gc { dry_run: args.dry_run, max_size: args.max_size, require_mirror };
-    let (mut dropped_paths, mut kept_because) = (Vec::new(), Vec::new());
+    let (mut dropped_paths, mut retracted, mut kept_because) = (Vec::new(), Vec::new(), Vec::new());
     let done = app.items(request, |item| {
         match item {
-            Item::Dropped { target } => dropped_paths.push(target),
+            Item::Dropped { target, left } => {
+                if !left {
+                    retracted.push(target.clone());
+                }
+                dropped_paths.push(target);
+            }
             Item::Kept { path, reason } => kept_because.push((path, reason)),
             other => return Err(out_of_turn(&other).into()),
         }
@@ -50,9 +55,8 @@ pub(crate) async fn gc(app: &App<'_>, args: &args::Gc) -> Result<(), Stop> {
     let Done::Gc { freed_bytes, kept_paths } = done else {
         return Err(out_of_turn(&done).into());
     };
-    // What a mirror holds for us is still published here.
-    if !args.dry_run && args.require_mirror.is_none() {
-        dropped_paths.iter().try_for_each(|path| cache::retract(&app.settings.cache.value, path))?;
+    if !args.dry_run {
+        retracted.iter().try_for_each(|path| cache::retract(&app.settings.cache.value, path))?;
     }
     app.printer.item(&Freed { freed_bytes, dropped_paths, kept_paths, kept_because, dry_run: args.dry_run })
 }

@@ -191,6 +191,8 @@ pub enum Item {
     Dropped {
         /// Store path, or the CID of a bare pin.
         target: String,
+        /// A mirror holds it for us: it stays published here.
+        left: bool,
     },
     /// `--max-size` would have dropped it, but did not.
     Kept {

@@ -98,8 +98,9 @@ async fn find(site: &Site, audience: Audience, hash: NarHash, path: Option<Store
     let mut places = VecDeque::new();
     let held = site.look(move |cache| visible(cache.store(), audience, hash)).await;
     let mut size = held.as_ref().map(|held| held.size);
-    if let Some(Visible { root, mirror, .. }) = held {
-        places.extend([Place::Here(root), Place::Peers { root, mirror, keep: None }]);
+    if let Some(Visible { roots, mirror, .. }) = held {
+        let peers = roots.first().map(|root| Place::Peers { root: *root, mirror, keep: None });
+        places.extend(roots.into_iter().map(Place::Here).chain(peers));
     }
     if let Some(passed) = site.passing().nar(hash, path).await {
         size = size.or_else(|| Some(passed.narinfo.nar_size()));
@@ -124,7 +125,8 @@ fn bound(site: &Site, narinfo: &NarInfo) -> Option<Place> {
 /// A NAR that is on record and may be seen.
 struct Visible {
     size: u64,
-    root: Cid,
+    /// One for each way in which it was cut. Of some the leaves may have gone, with the tree in which they lay.
+    roots: Vec<Cid>,
     /// The peer that its blocks were left to.
     mirror: Option<String>,
 }
@@ -133,11 +135,15 @@ struct Visible {
 fn visible(store: &Store, audience: Audience, hash: NarHash) -> Result<Option<Visible>, StoreError> {
     let Some(record) = store.nar(&hash)? else { return Ok(None) };
     let size = record.nar_size;
+    let mut roots = Vec::new();
     for (_, root) in &record.roots {
         let Ok(Some(digest)) = Digest::of_cid(root) else { continue };
         if store.has(&digest)? && (audience == Audience::Loopback || store.is_public(&digest)?) {
-            return Ok(Some(Visible { size, root: *root, mirror: None }));
+            roots.push(*root);
         }
+    }
+    if !roots.is_empty() {
+        return Ok(Some(Visible { size, roots, mirror: None }));
     }
     // Without its blocks, only the records of the paths tell who may see it, and which DAG was left to whom.
     for path in store.paths() {
@@ -146,7 +152,7 @@ fn visible(store: &Store, audience: Audience, hash: NarHash) -> Result<Option<Vi
             let named =
                 NarInfo::parse_unasked(&path.narinfo).ok().and_then(|narinfo| narinfo.root().map(|root| *root.cid()));
             let root = named.or_else(|| record.roots.first().map(|(_, root)| *root));
-            return Ok(root.map(|root| Visible { size, root, mirror: path.mirror }));
+            return Ok(root.map(|root| Visible { size, roots: vec![root], mirror: path.mirror }));
         }
     }
     Ok(None)

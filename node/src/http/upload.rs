@@ -8,7 +8,8 @@
 //! - Who has the token may add paths and signatures. He makes nothing trusted, and changes nothing that is published.
 //! - We sign nothing of it: foreign `Sig`s are kept as they are, and the `IPFSHash` that we add is not bound by a key.
 //! - 201 for a narinfo: path, NAR and pin are durable, and published. 201 for a NAR: it waits under a lease for a
-//!   narinfo, for [`Limits::age`] at most, and nobody but the uploaders sees it.
+//!   narinfo, for [`Limits::age`] at most or until [`Limits::waiting`] others have come, and nobody but the uploaders
+//!   sees it.
 //! - A refusal says why: it goes to somebody who has the token, or who is told how to show it.
 //!
 //! Listings (`.ls`), logs, realisations and debug information are refused: nothing here would answer for them, and Nix
@@ -59,7 +60,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// How much, and how long to wait for it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// NARs that wait for their narinfo. Each keeps half a MiB or so.
+    /// NARs that wait for their narinfo; one more sends the oldest away. Each keeps half a MiB or so.
     pub(super) waiting: usize,
     /// How long each of them waits.
     pub(super) age: Duration,
@@ -199,9 +200,6 @@ impl Uploads {
         let (hash, compression) = named.ok_or(Refused::NotKept)?;
         let hash = NarHash(base32::decode(hash).map_err(|_| Refused::NotKept)?);
         uncoded(headers)?;
-        if self.waiting.is_full() {
-            return Err(Refused::Busy);
-        }
         Ok(((compression == Compression::None).then_some(hash), compression, self.turn().await?))
     }
 
@@ -228,8 +226,10 @@ impl Uploads {
     fn keep(&self, staged: Staged, named: Option<NarHash>) -> Result<(), Refused> {
         match named.filter(|named| *named != staged.nar_hash) {
             Some(named) => Err(Refused::OtherNar { named, actual: staged.nar_hash }),
-            None if self.waiting.put(staged) => Ok(()),
-            None => Err(Refused::Busy),
+            None => {
+                self.waiting.put(staged);
+                Ok(())
+            }
         }
     }
 

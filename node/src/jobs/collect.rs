@@ -30,25 +30,25 @@ pub async fn collect(
     events: &Events,
 ) -> Result<Done, Failure> {
     let Some(address) = require_mirror else {
-        return tell(&sweep(node, dry_run, max_size).await?, Vec::new(), events).await;
+        return tell(&sweep(node, dry_run, max_size).await?, Vec::new(), Vec::new(), events).await;
     };
     let mirror = Mirror::connect(node, address).await?;
     let mut total = sweep(node, dry_run, None).await?;
-    let mut kept_because = Vec::new();
+    let (mut left, mut kept_because) = (Vec::new(), Vec::new());
     let max_size = max_size.unwrap_or(u64::MAX);
     let mut pinned = pinned_oldest_first(node)?.into_iter();
     let mut size = node.store().stats()?.stored_bytes.saturating_sub(if dry_run { total.freed_bytes } else { 0 });
     while size > max_size {
         // One sweep marks everything, so each round unpins about as much as is still too much.
         let mut excess = size - max_size;
-        let mut dropped = Vec::new();
+        let before = left.len();
         while excess > 0
             && let Some(record) = pinned.next()
         {
             match mirror.take_over(node, &record, dry_run).await {
                 Ok(nar_size) => {
                     excess = excess.saturating_sub(nar_size.max(1));
-                    dropped.push(record.store_path);
+                    left.push(record.store_path);
                 }
                 Err(why) => {
                     let path = record.store_path.to_absolute_path();
@@ -57,17 +57,16 @@ pub async fn collect(
                 }
             }
         }
-        let nothing = dropped.is_empty();
-        total.kept_paths = total.kept_paths.saturating_sub(dropped.len() as u64);
-        total.dropped_paths.append(&mut dropped);
-        if nothing || dry_run {
+        total.kept_paths = total.kept_paths.saturating_sub((left.len() - before) as u64);
+        if left.len() == before || dry_run {
             break;
         }
         let swept = sweep(node, false, None).await?;
         total.freed_bytes += swept.freed_bytes;
+        total.dropped_paths.extend(swept.dropped_paths);
         size = node.store().stats()?.stored_bytes;
     }
-    tell(&total, kept_because, events).await
+    tell(&total, left, kept_because, events).await
 }
 
 /// Keeps the store at `max_size` bytes, until `stop`: whenever it has grown beyond, it is collected down to nine tenths
@@ -127,10 +126,19 @@ fn pinned_oldest_first(node: &Node) -> Result<Vec<PathRecord>, Failure> {
     Ok(pinned)
 }
 
-async fn tell(total: &GcReport, kept_because: Vec<(String, String)>, events: &Events) -> Result<Done, Failure> {
+/// Tells what went, what was left to a mirror, and what stayed.
+async fn tell(
+    total: &GcReport,
+    left: Vec<StorePath>,
+    kept_because: Vec<(String, String)>,
+    events: &Events,
+) -> Result<Done, Failure> {
     let paths = total.dropped_paths.iter().map(StorePath::to_absolute_path);
     for target in paths.chain(total.dropped_pins.iter().map(ToString::to_string)) {
-        events.item(Item::Dropped { target }).await?;
+        events.item(Item::Dropped { target, left: false }).await?;
+    }
+    for path in left {
+        events.item(Item::Dropped { target: path.to_absolute_path(), left: true }).await?;
     }
     for (path, reason) in kept_because {
         events.item(Item::Kept { path, reason }).await?;

@@ -9,6 +9,10 @@
 //!
 //! Nothing here hashes or touches the store; `poll` does only bookkeeping.
 
+mod peer;
+
+pub use peer::Traffic;
+
 use super::handler::{Arrived, FromHandler, Handler, Lane, StreamError, ToHandler};
 use super::quic;
 use libp2p::core::Endpoint;
@@ -25,6 +29,7 @@ use nipfs_proto::bitswap::client::{self, Client, SessionId};
 use nipfs_proto::bitswap::message::Message;
 use nipfs_proto::bitswap::server::{self, Load, LoadId, Loaded, Server};
 use nipfs_proto::block::Block;
+use peer::{Connection, Peer};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,64 +56,6 @@ pub(super) enum Event {
     Load(Load<PeerId>),
     /// After [`Behaviour::stop`]: everything has been sent, or its connection is gone.
     Drained,
-}
-
-/// Bytes of bitswap messages exchanged with a peer.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Traffic {
-    pub(super) bytes_in: u64,
-    pub(super) bytes_out: u64,
-}
-
-#[derive(Debug)]
-struct Peer {
-    /// Oldest first, never empty.
-    connections: Vec<Connection>,
-    /// When it connected.
-    since: Instant,
-    traffic: Traffic,
-    /// When a message, or a part of one, last went either way.
-    active: Option<Instant>,
-    /// When it was first asked for something since anything last came from it.
-    asked: Option<Instant>,
-    /// It does not speak bitswap; the machines do not know it.
-    unsupported: bool,
-    /// Its misbehaviour, or silence, is in the log.
-    named: bool,
-}
-
-impl Peer {
-    fn new(since: Instant) -> Self {
-        Self {
-            connections: Vec::new(),
-            since,
-            traffic: Traffic::default(),
-            active: None,
-            asked: None,
-            unsupported: false,
-            named: false,
-        }
-    }
-}
-
-impl Peer {
-    fn is_on_quic_alone(&self) -> bool {
-        self.connections.iter().all(|connection| quic::is_quic(&connection.addr))
-    }
-}
-
-#[derive(Debug)]
-struct Connection {
-    id: ConnectionId,
-    addr: Multiaddr,
-    /// Given to the handler and not reported sent, for each [`Lane`] in order.
-    unsent: [VecDeque<Arc<Message>>; 2],
-}
-
-impl Connection {
-    fn is_drained(&self) -> bool {
-        self.unsent.iter().all(VecDeque::is_empty)
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -248,18 +195,25 @@ impl Behaviour {
         let closed = peer.connections.remove(index);
         if peer.connections.is_empty() {
             let unsupported = peer.unsupported;
+            peer.traffic.log(&id);
             self.peers.remove(&id);
             if !unsupported {
                 self.forget(id);
             }
             return;
         }
+        let over_quic = quic::is_quic(&closed.addr);
+        if over_quic {
+            peer.again = Some(Instant::now() + quic::SETTLE);
+        }
         let [_wants, blocks] = closed.unsent;
         for message in blocks {
             self.send(id, Lane::Blocks, message);
         }
         // Wants, and answers on their way to us, are lost with the connection: the client asks again.
-        self.client.stream_broke(id, Instant::now());
+        if !over_quic {
+            self.client.stream_broke(id, Instant::now());
+        }
     }
 
     /// Tells the machines that the peer is gone.
@@ -288,18 +242,21 @@ impl Behaviour {
         let now = Instant::now();
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.unsupported) else { return };
         peer.traffic.bytes_in += arrived.bytes as u64;
+        peer.traffic.messages_in += 1;
+        peer.traffic.streams_in += u64::from(arrived.first);
         peer.active = Some(now);
-        peer.asked = None;
         let message = arrived.message;
         self.client.received(id, message.blocks, &message.presences, &message.dropped, now);
+        peer.asked = (self.client.owed(&id) > 0).then_some(now);
         self.server.received(id, &message.wants, message.full);
+        peer.traffic.most_wants_in = peer.traffic.most_wants_in.max(self.server.wants(id) as u64);
     }
 
     fn on_progress(&mut self, id: PeerId, bytes: usize) {
         let now = Instant::now();
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.active = Some(now);
-            peer.asked = None;
+            peer.asked = (self.client.owed(&id) > 0).then_some(now);
         }
         self.client.progress(id, bytes, now);
     }
@@ -312,8 +269,12 @@ impl Behaviour {
         let unsent = &mut connection.unsent[lane as usize];
         let Some(index) = unsent.iter().position(|message| Arc::ptr_eq(message, sent)) else { return };
         unsent.remove(index);
-        if lane == Lane::Blocks {
-            self.server.sent(id, sent.encoded_len());
+        match lane {
+            Lane::Blocks => self.server.sent(id, sent.encoded_len()),
+            Lane::Wants if unsent.is_empty() => {
+                peer.traffic.most_wants_out = peer.traffic.most_wants_out.max(self.client.owed(&id) as u64);
+            }
+            Lane::Wants => {}
         }
     }
 
@@ -383,12 +344,14 @@ impl Behaviour {
 
     /// Looks at the clock for the client. True when there may be something to do.
     fn tick(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(at) = self.client.next_wake() else { return false };
+        let again = self.peers.values().filter_map(|peer| peer.again).min();
+        let Some(at) = self.client.next_wake().into_iter().chain(again).min() else { return false };
         let now = Instant::now();
         let next = self.ticked + TICK;
         if at <= now && next <= now {
             self.ticked = now;
             self.find_mute(now);
+            self.ask_again(now);
             self.client.tick(now);
             return true;
         }
@@ -406,6 +369,15 @@ impl Behaviour {
             if is_late && peer.is_on_quic_alone() {
                 peer.asked = None;
                 self.events.push_back(ToSwarm::GenerateEvent(Event::Mute { peer: *id }));
+            }
+        }
+    }
+
+    /// Asks for what was lost with a QUIC connection a moment ago.
+    fn ask_again(&mut self, now: Instant) {
+        for (id, peer) in &mut self.peers {
+            if peer.again.take_if(|at| *at <= now).is_some() {
+                self.client.stream_broke(*id, now);
             }
         }
     }

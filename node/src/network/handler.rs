@@ -104,6 +104,8 @@ pub(super) struct Arrived {
     pub(super) message: Received,
     /// Bytes on the wire.
     pub(super) bytes: usize,
+    /// Its stream brought none before it.
+    pub(super) first: bool,
     pub(super) _budget: OwnedSemaphorePermit,
 }
 
@@ -229,14 +231,14 @@ impl ConnectionHandler for Handler {
 
 /// The messages of an inbound stream, until it ends or breaks the protocol.
 fn messages(stream: Stream, intake: Arc<Intake>) -> BoxStream<'static, Result<Arrived, StreamError>> {
-    futures::stream::try_unfold((stream, intake), async |(mut stream, intake)| {
+    futures::stream::try_unfold((stream, intake, true), async |(mut stream, intake, first)| {
         let Some(frame) = frame::read(&mut stream, &intake).await? else {
             return Ok(None);
         };
         let bytes = frame.bytes.len();
         let mut message = Received::decode(frame.bytes)?;
         detach_small(&mut message.blocks, bytes);
-        Ok(Some((Arrived { message, bytes, _budget: frame.budget }, (stream, intake))))
+        Ok(Some((Arrived { message, bytes, first, _budget: frame.budget }, (stream, intake, false))))
     })
     .boxed()
 }

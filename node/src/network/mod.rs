@@ -10,11 +10,11 @@
 //! ended when [`Network::shutdown`] returns.
 //!
 //! Inside: `task` (the loop), `swarm` (transport, limits, the set of protocols), `behaviour` (bitswap
-//! on libp2p: peers, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
+//! on libp2p: peers and their traffic, messages, the machines of `nipfs_proto::bitswap`), `handler` and `frame` (one
 //! connection's streams), `security` (noise), `muxer` (yamux), `quic` (the other transport), `known` and `dns` (addresses and
 //! redialling), `profile` (what is done unasked), `nearby` (who was found on the local network), `dht` (who
-//! provides what, in the world's tables), `allowance` (how many dials strangers may cause), `trim` (which idle peers to leave), `wants` (who waits for which
-//! block), `loads` (reads from the store).
+//! provides what, in the world's tables), `allowance` (how many dials strangers may cause), `trim` (which idle peers
+//! to leave), `wants` (who waits for which block), `loads` (reads from the store).
 
 mod allowance;
 mod behaviour;
@@ -40,6 +40,7 @@ mod tests;
 mod trim;
 mod wants;
 
+pub use behaviour::Traffic;
 pub use identity::load_or_create as identity;
 pub use libp2p::identity::Keypair;
 pub use libp2p::{Multiaddr, PeerId};
@@ -176,10 +177,8 @@ pub struct PeerSummary {
     pub peer: PeerId,
     /// The remote address of its oldest connection, without `/p2p/…`.
     pub addr: Multiaddr,
-    /// Bytes of bitswap messages received from it since it connected.
-    pub bytes_in: u64,
-    /// Bytes of bitswap messages it took since it connected.
-    pub bytes_out: u64,
+    /// What was exchanged with it.
+    pub traffic: Traffic,
     /// What it calls itself, at most 64 printable characters; empty until it has said so.
     pub agent: String,
 }

@@ -15,6 +15,9 @@ use std::time::Duration;
 /// How long a peer that is connected over QUIC alone may leave wants unanswered: much less than it has before
 /// it counts as silent.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long wants that were lost with a QUIC connection wait before they go out over TCP: Kubo would answer them over the
+/// connection that it does not know to be closed yet.
+pub(super) const SETTLE: Duration = Duration::from_millis(200);
 /// Addresses of a peer on one host that are dialled.
 const MAX_ADDRESSES: usize = 4;
 

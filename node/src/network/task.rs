@@ -116,7 +116,7 @@ impl Task {
             loads: Loads::new(source),
             known: Known::default(),
             nearby: Nearby::default(),
-            searches: Searches::default(),
+            searches: Searches::new(config.profile.finds_peers(), Instant::now()),
             entry: Entry::new(config.dht_entry(), Instant::now()),
             provides: Vec::new(),
             lookups: JoinSet::new(),
@@ -133,7 +133,7 @@ impl Task {
     pub(super) async fn run(mut self) {
         let mut batch = Vec::with_capacity(COMMANDS);
         loop {
-            let wake = [self.known.next_due(), self.searches.next_deadline(), self.entry.next_due()]
+            let wake = [self.known.next_due(), self.searches.next_deadline(Instant::now()), self.entry.next_due()]
                 .into_iter()
                 .flatten()
                 .min();
@@ -314,8 +314,7 @@ impl Task {
             .map(|(peer, addr, traffic)| PeerSummary {
                 peer,
                 addr: addr.clone(),
-                bytes_in: traffic.bytes_in,
-                bytes_out: traffic.bytes_out,
+                traffic,
                 agent: self.agents.get(&peer).cloned().unwrap_or_default(),
             })
             .collect()
@@ -392,6 +391,7 @@ impl Task {
         match event {
             mdns::Event::Discovered(found) => {
                 found.into_iter().for_each(|(peer, addr)| self.nearby.discovered(peer, addr));
+                self.ask_known();
             }
             mdns::Event::Expired(gone) => gone.iter().for_each(|(peer, addr)| self.nearby.expired(peer, addr)),
         }

@@ -245,6 +245,12 @@ impl<P: Peer> Client<P> {
         self.lose_all(digests, peer);
     }
 
+    /// Blocks that `peer` was asked for, by a message that [`Self::poll`] gave out, and has not answered.
+    #[must_use]
+    pub fn owed(&self, peer: &P) -> usize {
+        self.peers.get(peer).map_or(0, Remote::owed)
+    }
+
     /// When [`Self::tick`] has to be called at the latest; `None`: nothing waits.
     #[must_use]
     pub fn next_wake(&self) -> Option<Instant> {

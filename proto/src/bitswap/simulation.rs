@@ -1,8 +1,8 @@
 //! Machines with client and server that talk over links in virtual time.
 //!
 //! A [`World`] holds the machines, and the events that are still to come. Time jumps from event to
-//! event, so that minutes pass in milliseconds; nothing is random but what a seed decides. Messages
-//! travel encoded. The machines' invariants are checked all the time.
+//! event, so that minutes pass in milliseconds; nothing is random but what a seed decides, and a failure
+//! names it. Messages travel encoded. The machines' invariants are checked all the time.
 
 use super::client::{self, Client, SessionId};
 use super::message::{Message, Presence, Received, Want, WantKind};
@@ -12,6 +12,8 @@ use crate::block::{Block, Digest};
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 mod runs;
@@ -89,6 +91,7 @@ enum Event {
         one: usize,
         other: usize,
     },
+    /// The stream on which `at` hears from `peer` breaks: what is on its way there is lost.
     Break {
         at: usize,
         peer: usize,
@@ -285,6 +288,12 @@ impl World {
                 vec![]
             }
             Event::Break { at, peer } => {
+                self.events.retain(|Reverse((_, _, event))| {
+                    let (Event::Arrive { from, to, .. } | Event::Progress { from, to, .. }) = event else {
+                        return true;
+                    };
+                    (*from, *to) != (peer, at)
+                });
                 self.machines[at].client.stream_broke(peer, now);
                 vec![at]
             }
@@ -428,6 +437,17 @@ impl Machine {
         }
         loaded
     }
+}
+
+/// Runs something for each seed, on all processors.
+fn with_seeds(seeds: Range<u64>, run: impl Fn(u64) + Sync) {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        for first in 0..threads {
+            let (seeds, run) = (seeds.clone(), &run);
+            scope.spawn(move || seeds.skip(first).step_by(threads).for_each(run));
+        }
+    });
 }
 
 /// What a machine that is not honest answers.

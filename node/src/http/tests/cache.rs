@@ -1,7 +1,8 @@
 //! Nix's view: narinfos, NARs, and who may see them.
 
 use super::*;
-use crate::store::GcOptions;
+use crate::store::{GcOptions, NarRecord, Op};
+use nipfs_proto::dag::build::Builder;
 
 #[tokio::test]
 async fn the_cache_says_what_it_is() {
@@ -213,4 +214,30 @@ async fn a_damaged_nar_is_cut_and_never_ends_well() {
     damage(false);
     let none = server.get(&content.nar_path()).await;
     assert_eq!((none.status, none.text()), (404, "not found\n"));
+}
+
+#[tokio::test]
+async fn a_nar_is_read_by_another_root_when_the_leaves_of_the_first_are_gone() {
+    let server = Server::start().await;
+    let content = Content::new(1, 3 << 20, None);
+    server.add(&content, Audience::World);
+    // As when they lay in a tree that Nix has deleted: of the other cut the root alone is here.
+    let mut blocks = Vec::new();
+    let mut builder = Builder::new(Profile::UnixfsV0_2015);
+    let mut take = |block| {
+        blocks.push(block);
+        Ok::<_, std::convert::Infallible>(())
+    };
+    builder.write(&content.nar, &mut take).unwrap();
+    let root = builder.finish(&mut take).unwrap().cid;
+    let lease = server.node.store().lease();
+    lease.put(blocks.last().unwrap()).unwrap();
+    let (nar_hash, nar_size) = (content.narinfo.nar_hash(), content.narinfo.nar_size());
+    let roots = vec![(Profile::UnixfsV0_2015.to_string(), root)];
+    lease.commit(vec![Op::PutNar(NarRecord { nar_hash, nar_size, roots })]).unwrap();
+    let roots = server.node.store().nar(&nar_hash).unwrap().unwrap().roots;
+    assert_eq!((roots[0].1, roots[1].1), (root, content.root()));
+
+    let answer = server.get(&content.nar_path()).await;
+    assert!(answer.status == 200 && answer.whole && answer.body == content.nar, "{}", answer.status);
 }

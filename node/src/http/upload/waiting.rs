@@ -2,18 +2,20 @@
 
 use crate::cache::Staged;
 use nipfs_proto::nix::NarHash;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Staged NARs by NarHash: a bounded number of them, each for a bounded time.
+/// Staged NARs: a bounded number of them, each for a bounded time. Nix sends a narinfo right after its NAR, so when there
+/// are too many the oldest is the one whose uploader has most likely gone.
 #[derive(Debug)]
 pub(super) struct Waiting {
     most: usize,
     age: Duration,
-    nars: Mutex<HashMap<NarHash, Nar>>,
+    /// Oldest first, each NarHash once.
+    nars: Mutex<VecDeque<Nar>>,
 }
 
 #[derive(Debug)]
@@ -28,37 +30,33 @@ impl Waiting {
         Self { most, age, nars: Mutex::default() }
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.lock().len() >= self.most
-    }
-
     pub(super) fn get(&self, hash: &NarHash) -> Option<Arc<Staged>> {
-        self.lock().get(hash).map(|nar| nar.staged.clone())
+        self.lock().iter().find(|nar| nar.staged.nar_hash == *hash).map(|nar| nar.staged.clone())
     }
 
-    /// Keeps a NAR; false when there are too many.
-    pub(super) fn put(self: &Arc<Self>, staged: Staged) -> bool {
+    /// Keeps a NAR, in the place of the oldest if there are too many.
+    pub(super) fn put(self: &Arc<Self>, staged: Staged) {
         let (hash, age, waiting) = (staged.nar_hash, self.age, Arc::downgrade(self));
-        let mut nars = self.lock();
-        if nars.len() >= self.most && !nars.contains_key(&hash) {
-            return false;
-        }
         let expiry = tokio::spawn(async move {
             sleep(age).await;
             if let Some(waiting) = waiting.upgrade() {
                 waiting.forget(&hash);
             }
         });
-        nars.insert(hash, Nar { staged: Arc::new(staged), _expiry: AbortOnDropHandle::new(expiry) });
-        true
+        let mut nars = self.lock();
+        nars.retain(|nar| nar.staged.nar_hash != hash);
+        if nars.len() >= self.most {
+            nars.pop_front();
+        }
+        nars.push_back(Nar { staged: Arc::new(staged), _expiry: AbortOnDropHandle::new(expiry) });
     }
 
     /// Lets go of a NAR. If nothing refers to its blocks by now, GC may take them.
     pub(super) fn forget(&self, hash: &NarHash) {
-        self.lock().remove(hash);
+        self.lock().retain(|nar| nar.staged.nar_hash != *hash);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<NarHash, Nar>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Nar>> {
         self.nars.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

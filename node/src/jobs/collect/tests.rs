@@ -1,10 +1,13 @@
 use super::*;
 use crate::Settings;
-use crate::cache::unix_now;
+use crate::cache::{Audience, Claim, unix_now};
 use crate::control::client::{Client, Event};
 use crate::control::frame::pair;
 use crate::control::protocol::{MAX_FRAME, Request};
+use crate::nix::dump::dump;
 use crate::store::NarRecord;
+use nipfs_proto::dag::Profile;
+use nipfs_proto::nix::narinfo::{PathInfo, Root};
 use nipfs_proto::nix::{NarHash, base32};
 
 /// More names than one frame could carry.
@@ -45,9 +48,55 @@ async fn gc_tells_what_it_dropped_however_much_that_is() {
         client.request(Request::Gc { dry_run: false, max_size: None, require_mirror: None }).await.unwrap();
     let mut bytes = 0;
     for _ in 0..PATHS {
-        let Event::Item(Item::Dropped { target }) = exchange.next().await.unwrap() else { panic!("not an item") };
+        let Event::Item(Item::Dropped { target, .. }) = exchange.next().await.unwrap() else { panic!("not an item") };
         bytes += target.len();
     }
     assert!(bytes > MAX_FRAME);
     assert!(matches!(exchange.next().await.unwrap(), Event::Done(Done::Gc { freed_bytes: 1.., kept_paths: 0 })));
+}
+
+/// Publishes a file of these bytes as the path of `number`.
+fn publish(node: &Node, number: u8, keep: Keep) -> StorePath {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, mut nar) = (dir.path().join("file"), Vec::new());
+    std::fs::write(&file, [number; 100]).unwrap();
+    dump(&file, &mut nar).unwrap();
+    let staged = node.cache().stage(&nar[..], Profile::UnixfsV0_2015).unwrap();
+    let path = StorePath::from_base_name(&format!("{}-nipfs-test", base32::encode(&[number; 20]))).unwrap();
+    let (nar_hash, nar_size) = (staged.nar_hash, staged.nar_size);
+    let (references, signatures) = (Vec::new(), Vec::new());
+    let info = PathInfo { path: path.clone(), nar_hash, nar_size, references, deriver: None, signatures, ca: None };
+    let narinfo = NarInfo::new(&info).unwrap().with_ipfs(Root::new(staged.root, None).unwrap());
+    node.cache().commit(Claim::Own(&narinfo, keep), Some(&staged), Audience::World).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn what_went_with_its_tree_is_told_apart_from_what_is_left_to_a_mirror() {
+    let (state, mirrors) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let node = Node::open(Settings { state: state.path().to_owned(), ..Settings::default() }).await.unwrap();
+    let listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+    let settings = Settings { state: mirrors.path().to_owned(), listen, ..Settings::default() };
+    let mirror = Node::open(settings).await.unwrap();
+    mirror.network().await.unwrap();
+    // Nix has no such path, so it is gone.
+    let gone = publish(&node, 1, Keep::Weak);
+    let held = publish(&node, 2, Keep::Copy);
+    publish(&mirror, 2, Keep::Copy);
+
+    let (near, far) = pair();
+    let serving = node.clone();
+    tokio::spawn(async move { serving.handle(far).await });
+    let mut client = Client::over(near);
+    let require_mirror = Some(mirror.addresses().remove(0));
+    let request = Request::Gc { dry_run: false, max_size: Some(0), require_mirror };
+    let mut exchange = client.request(request).await.unwrap();
+    for (path, is_left) in [(&gone, false), (&held, true)] {
+        let Event::Item(Item::Dropped { target, left }) = exchange.next().await.unwrap() else { panic!("not an item") };
+        assert_eq!((target, left), (path.to_absolute_path(), is_left));
+    }
+    let paths = node.store().paths().map(|record| record.unwrap().store_path);
+    assert_eq!(paths.collect::<Vec<_>>(), [held]);
+    mirror.shutdown().await;
+    node.shutdown().await;
 }

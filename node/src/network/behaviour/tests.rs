@@ -19,9 +19,7 @@ type Sent = (usize, Lane, Arc<Message>);
 
 impl Fake {
     fn new() -> Self {
-        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
-        let endpoint = ConnectedPoint::Listener { local_addr: address.clone(), send_back_addr: address };
-        Self { behaviour: Behaviour::new(), peer: PeerId::random(), endpoint }
+        Self { behaviour: Behaviour::new(), peer: PeerId::random(), endpoint: endpoint("/ip4/127.0.0.1/tcp/1") }
     }
 
     fn establish(&mut self, connection: usize) {
@@ -46,6 +44,19 @@ impl Fake {
 
     fn report(&mut self, connection: usize, event: FromHandler) {
         self.behaviour.on_connection_handler_event(self.peer, ConnectionId::new_unchecked(connection), event);
+    }
+
+    /// Waits until the behaviour asks for something that `is_it`.
+    async fn wait_for(&mut self, is_it: impl Fn(&ToSwarm<Event, ToHandler>) -> bool) {
+        let next = poll_fn(|cx| {
+            loop {
+                match self.behaviour.poll(cx) {
+                    Poll::Ready(action) if !is_it(&action) => {}
+                    other => return other,
+                }
+            }
+        });
+        tokio::time::timeout(Duration::from_secs(60), next).await.unwrap();
     }
 
     /// What the behaviour asks for until it waits; loads are answered with `block`.
@@ -75,6 +86,11 @@ impl Fake {
     }
 }
 
+fn endpoint(address: &str) -> ConnectedPoint {
+    let address: Multiaddr = address.parse().unwrap();
+    ConnectedPoint::Listener { local_addr: address.clone(), send_back_addr: address }
+}
+
 fn block() -> Block {
     Block::v1(nipfs_proto::block::RAW, Bytes::from_static(b"a block")).unwrap()
 }
@@ -86,7 +102,7 @@ fn wants(cid: Cid) -> FromHandler {
 
 fn arrived(message: Received) -> FromHandler {
     let budget = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
-    FromHandler::Arrived(Arrived { message, bytes: 1, _budget: budget })
+    FromHandler::Arrived(Arrived { message, bytes: 1, first: true, _budget: budget })
 }
 
 #[tokio::test]
@@ -166,4 +182,35 @@ async fn an_honest_answer_is_delivered_with_its_sender() {
             if *peer == fake.peer && *got == block),
         "{delivered:?}"
     );
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_a_part_over_quic_and_then_no_more_is_mute() {
+    let (mut fake, block) = (Fake::new(), block());
+    fake.endpoint = endpoint("/ip4/127.0.0.1/udp/1/quic-v1");
+    fake.establish(1);
+    fake.behaviour.open(SessionId(1), &[fake.peer]);
+    let other = Block::v1(nipfs_proto::block::RAW, Bytes::from_static(b"another block")).unwrap();
+    fake.behaviour.want(SessionId(1), *block.cid());
+    fake.behaviour.want(SessionId(1), *other.cid());
+    fake.actions(&block).await;
+    fake.report(1, arrived(Received { blocks: vec![block], ..Received::default() }));
+    fake.wait_for(|action| matches!(action, ToSwarm::GenerateEvent(Event::Mute { .. }))).await;
+}
+
+#[tokio::test]
+async fn what_was_lost_with_a_quic_connection_is_asked_for_over_tcp_a_moment_later() {
+    let (mut fake, block) = (Fake::new(), block());
+    let tcp = std::mem::replace(&mut fake.endpoint, endpoint("/ip4/127.0.0.1/udp/1/quic-v1"));
+    fake.establish(1);
+    fake.behaviour.open(SessionId(1), &[fake.peer]);
+    fake.behaviour.want(SessionId(1), *block.cid());
+    assert_eq!(fake.sent(&block).await.len(), 1);
+    fake.endpoint = tcp;
+    fake.establish(2);
+    let begun = Instant::now();
+    fake.close(1);
+    let asks = |event: &ToHandler| matches!(event, ToHandler::Send(Lane::Wants, message) if !message.wants.is_empty());
+    fake.wait_for(|action| matches!(action, ToSwarm::NotifyHandler { event, .. } if asks(event))).await;
+    assert!(begun.elapsed() >= quic::SETTLE, "{:?}", begun.elapsed());
 }

@@ -98,6 +98,7 @@ impl Task {
                         dht.enter(peer, &addrs);
                     }
                 }
+                self.ask_known();
             }
             Err(error) => tracing::info!(%peer, %error, "the DHT's first node is not found"),
         }

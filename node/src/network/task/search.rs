@@ -2,6 +2,9 @@
 //!
 //! Every search ends: at [`PATIENCE`], or when nobody is left to wait for. Whoever it connects joins the session, also
 //! after the first, whose coming is the answer. What a search finds is a hint: a peer that has nothing costs a dial.
+//!
+//! A node that has just started knows nobody yet, neither nearby nor in the tables. So while it is [`YOUNG`], a search
+//! that no table was asked for does not end for want of peers; who comes to be known while it is open is asked too.
 
 use super::{Reply, Task};
 use crate::network::allowance::{Allowance, FOUND, few};
@@ -17,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long a search goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a node may take to hear of the first peers: mDNS asks after half a second, and again after one more.
+const YOUNG: Duration = Duration::from_secs(3);
 /// Searches at once; another finds nobody.
 const MAX_SEARCHES: usize = 32;
 /// Peers that one search may bring.
@@ -28,24 +33,24 @@ pub(super) struct Searches {
     open: Vec<Search>,
     next_id: u64,
     allowance: Allowance,
-}
-
-impl Default for Searches {
-    fn default() -> Self {
-        Self { open: Vec::new(), next_id: 0, allowance: Allowance::new(FOUND) }
-    }
+    /// Until when the node is young.
+    young: Instant,
 }
 
 #[derive(Debug)]
 struct Search {
     id: u64,
     session: SessionId,
+    /// What to ask for; `None` when somebody else asks.
+    root: Option<Cid>,
     /// Taken when the first peer joins.
     reply: Option<Reply<bool>>,
     found: HashSet<PeerId>,
     dials: HashMap<PeerId, ConnectionId>,
     /// What the DHTs are being asked.
     queries: HashSet<(Scope, QueryId)>,
+    /// The DHTs that were.
+    asked: Vec<Scope>,
     deadline: Instant,
 }
 
@@ -59,9 +64,21 @@ impl Search {
 }
 
 impl Searches {
-    /// When the oldest search is over.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.open.first().map(|search| search.deadline)
+    /// For a node that starts now, and may hear of peers that nobody names to it if it `finds` them.
+    pub(super) fn new(finds: bool, now: Instant) -> Self {
+        let young = if finds { now + YOUNG } else { now };
+        Self { open: Vec::new(), next_id: 0, allowance: Allowance::new(FOUND), young }
+    }
+
+    /// When a search may be over for the time alone.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let oldest = self.open.first()?.deadline;
+        Some(if now < self.young { oldest.min(self.young) } else { oldest })
+    }
+
+    /// The searches that take whoever comes to be known.
+    fn asking(&self) -> Vec<(u64, Cid)> {
+        self.open.iter().filter_map(|search| Some((search.id, search.root?))).collect()
     }
 
     /// Ends the searches that wait for nobody, or have waited long enough. The queries that are needless then.
@@ -71,7 +88,9 @@ impl Searches {
             if search.found.len() >= MAX_FOUND {
                 needless.extend(search.queries.drain());
             }
-            let waits = !(search.dials.is_empty() && search.queries.is_empty()) && now < search.deadline;
+            let is_early = search.root.is_some() && search.asked.is_empty() && now < self.young;
+            let has_hope = is_early || !(search.dials.is_empty() && search.queries.is_empty());
+            let waits = has_hope && now < search.deadline;
             if !waits {
                 search.answer(false);
                 needless.extend(search.queries.drain());
@@ -86,46 +105,66 @@ impl Task {
     /// Looks for peers who may have a root, for a session: nearby, and where the DHTs say. The answer says whether somebody
     /// new can be asked.
     pub(super) fn search(&mut self, session: SessionId, root: &Cid, reply: Reply<bool>) {
-        let nearby = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
-        let asked = self.peopled().into_iter();
-        let queries = asked.filter_map(|scope| Some((scope, self.dht(scope)?.find(root)))).collect();
-        self.begin(session, queries, nearby, reply);
+        self.begin(session, Some(*root), reply);
+        self.ask_known();
     }
 
     /// The same with peers that somebody else has found.
     pub(super) fn meet(&mut self, session: SessionId, peers: Vec<(PeerId, Vec<Multiaddr>)>, reply: Reply<bool>) {
-        self.begin(session, HashSet::new(), peers, reply);
-    }
-
-    fn begin(
-        &mut self,
-        session: SessionId,
-        queries: HashSet<(Scope, QueryId)>,
-        peers: Vec<(PeerId, Vec<Multiaddr>)>,
-        reply: Reply<bool>,
-    ) {
-        let id = self.searches.next_id;
-        self.searches.next_id += 1;
-        let mut search = Search {
-            id,
-            session,
-            reply: Some(reply),
-            found: HashSet::new(),
-            dials: HashMap::new(),
-            queries,
-            deadline: Instant::now() + PATIENCE,
-        };
-        if self.searches.open.len() >= MAX_SEARCHES {
-            // With nothing to wait for it ends at once.
-            search.deadline = Instant::now();
-            self.searches.open.push(search);
-        } else {
-            self.searches.open.push(search);
+        if let Some(id) = self.begin(session, None, reply) {
             for (peer, addrs) in peers {
                 self.found(id, peer, addrs);
             }
         }
         self.sweep_searches();
+    }
+
+    fn begin(&mut self, session: SessionId, root: Option<Cid>, reply: Reply<bool>) -> Option<u64> {
+        if self.searches.open.len() >= MAX_SEARCHES {
+            // Who asked may have gone.
+            _ = reply.send(false);
+            return None;
+        }
+        let id = self.searches.next_id;
+        self.searches.next_id += 1;
+        self.searches.open.push(Search {
+            id,
+            session,
+            root,
+            reply: Some(reply),
+            found: HashSet::new(),
+            dials: HashMap::new(),
+            queries: HashSet::new(),
+            asked: Vec::new(),
+            deadline: Instant::now() + PATIENCE,
+        });
+        Some(id)
+    }
+
+    /// Lets the open searches ask whoever is known by now, and was not asked before: nearby, and the DHTs.
+    pub(super) fn ask_known(&mut self) {
+        let nearby: Vec<_> = self.nearby.iter().map(|(peer, addrs)| (peer, addrs.to_vec())).collect();
+        let peopled = self.peopled();
+        for (id, root) in self.searches.asking() {
+            for scope in &peopled {
+                self.query(id, *scope, &root);
+            }
+            for (peer, addrs) in &nearby {
+                self.found(id, *peer, addrs.clone());
+            }
+        }
+        self.sweep_searches();
+    }
+
+    /// Asks a DHT for a search, once.
+    fn query(&mut self, id: u64, scope: Scope, root: &Cid) {
+        let unasked = |search: &Search| search.id == id && !search.asked.contains(&scope);
+        let Some(at) = self.searches.open.iter().position(unasked) else { return };
+        if let Some(query) = self.dht(scope).map(|dht| dht.find(root)) {
+            let search = &mut self.searches.open[at];
+            search.asked.push(scope);
+            search.queries.insert((scope, query));
+        }
     }
 
     /// A search has come upon a peer, which joins its session when it is connected.

@@ -69,7 +69,8 @@ impl Scene {
         let peers = self.crowded.peers().await.unwrap();
         let given = self.given.lock().unwrap();
         let held = self.crowd.iter().map(|(deaf, _)| {
-            let left = peers.iter().find(|summary| summary.peer == deaf.peer).map_or(0, |summary| summary.bytes_out);
+            let left =
+                peers.iter().find(|summary| summary.peer == deaf.peer).map_or(0, |summary| summary.traffic.bytes_out);
             given.get(&deaf.peer).copied().unwrap_or_default() - usize::try_from(left).unwrap()
         });
         held.collect()

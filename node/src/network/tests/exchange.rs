@@ -34,7 +34,7 @@ async fn many_large_blocks_arrive_as_they_were() {
     assert!(arrived.iter().all(|(_, from)| *from == server.peer_id()));
     assert_same(arrived, &wanted);
     let [summary] = client.peers().await.unwrap().try_into().unwrap();
-    assert!(summary.bytes_in > 64 << 20 && summary.bytes_in < 65 << 20, "{summary:?}");
+    assert!(summary.traffic.bytes_in > 64 << 20 && summary.traffic.bytes_in < 65 << 20, "{summary:?}");
 }
 
 #[tokio::test]
@@ -43,6 +43,31 @@ async fn a_thousand_wants_at_once_are_met() {
     let server = node(Shelf::of(&wanted).source()).await;
     let client = client_of(&[&server]).await;
     assert_same(fetch(&client.session(Vec::new()), &wanted).await, &wanted);
+    let [at_client] = client.peers().await.unwrap().try_into().unwrap();
+    let [at_server] = server.peers().await.unwrap().try_into().unwrap();
+    assert!(
+        at_client.traffic.most_wants_out >= 64 && at_server.traffic.most_wants_in >= 64,
+        "{at_client:?} {at_server:?}"
+    );
+}
+
+#[tokio::test]
+async fn messages_are_counted_and_the_streams_on_which_they_come() {
+    let server = node(BlockSource::empty()).await;
+    let mut peer = RawPeer::connect(&server).await;
+    let messages: Vec<_> = blocks(3, 100).iter().map(|block| want(*block.cid()).encode_frame()).collect();
+    peer.send(&messages[..2].concat()).await;
+    peer.send(&messages[2]).await;
+    let counted = async {
+        loop {
+            let Traffic { messages_in, streams_in, most_wants_in, .. } = server.peers().await.unwrap()[0].traffic;
+            if messages_in == 3 {
+                return (streams_in, most_wants_in);
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(timeout(LONG, counted).await.unwrap(), (2, 3));
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ async fn taken(node: &Network, peer: PeerId, bytes: usize) {
         loop {
             let peers = node.peers().await.unwrap();
             let Some(summary) = peers.iter().find(|summary| summary.peer == peer) else { panic!("disconnected") };
-            if summary.bytes_in >= bytes as u64 {
+            if summary.traffic.bytes_in >= bytes as u64 {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;

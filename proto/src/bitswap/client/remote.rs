@@ -100,6 +100,12 @@ impl Remote {
         self.blocks + self.questions
     }
 
+    /// Blocks that it was asked for and has not answered, but for those that it has yet to be told of.
+    pub(super) fn owed(&self) -> usize {
+        let untold = self.outbox.values().filter(|want| !want.cancel && want.kind == WantKind::Block);
+        self.blocks.saturating_sub(untold.count())
+    }
+
     /// Whether one more block may be asked for. Two always may: one on the way while the other is read.
     pub(super) fn has_room(&self, estimate: usize) -> bool {
         self.live() < MAX_LIVE && (self.blocks < 2 || self.in_flight + self.cancelled + estimate <= self.pace.window())

@@ -94,6 +94,17 @@ fn kinds(message: &Message) -> Vec<(WantKind, bool)> {
 }
 
 #[test]
+fn a_block_is_owed_from_the_message_that_asks_for_it_until_it_comes() {
+    let (mut client, now) = (client(&[1]), Instant::now());
+    client.want(ONE, *block(0).cid());
+    assert_eq!(client.owed(&1), 0);
+    poll(&mut client, now);
+    assert_eq!(client.owed(&1), 1);
+    client.received(1, vec![block(0)], &[], &Dropped::default(), now);
+    assert_eq!(client.owed(&1), 0);
+}
+
+#[test]
 fn only_candidate_gets_want_blocks_in_one_message() {
     let now = Instant::now();
     let mut client = client(&[1]);

@@ -2,6 +2,7 @@
 
 use super::runs::{Seeded, blocks, cids};
 use super::*;
+use std::sync::Mutex;
 
 const ONE: SessionId = SessionId(1);
 const READERS: usize = 8;
@@ -41,15 +42,20 @@ fn sent_by_size(latency_ms: u64, mut shuffle: impl FnMut(&mut [Cid])) -> f64 {
 
 #[test]
 fn one_source_feeds_many_who_feed_each_other_in_random_order() {
-    let mut ratios = [1, 2, 3].map(|seed| {
+    let ratios = Mutex::new(Vec::new());
+    with_seeds(1..33, |seed| {
         let mut random = Seeded(seed);
-        sent_by_size(5, |order| {
+        let ratio = sent_by_size(5, |order| {
             for n in (1..order.len()).rev() {
                 order.swap(n, random.below(n + 1));
             }
-        })
+        });
+        assert!(ratio <= 2.1, "seed {seed}: {ratio}");
+        ratios.lock().unwrap().push(ratio);
     });
+    let mut ratios = ratios.into_inner().unwrap();
     ratios.sort_by(f64::total_cmp);
     println!("{READERS} readers: the source sends {ratios:.2?} times the size");
-    assert!(ratios[1] < 2.0, "{ratios:?}");
+    // The order decides: of these 32 one comes to 2.01.
+    assert!(ratios.iter().filter(|ratio| **ratio > 2.0).count() <= 1, "{ratios:.3?}");
 }
