@@ -6,8 +6,8 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// No process may have more resident bytes than this.
-const CEILING: u64 = 100 << 20;
+/// No process may have more resident bytes than this. Without optimisation the program is twice as large and blocks wait longer.
+const CEILING: u64 = if cfg!(debug_assertions) { 80 << 20 } else { 40 << 20 };
 /// Bytes of the NAR.
 const SIZE: u64 = 4 << 30;
 /// The disk is shared and slow at times.
@@ -36,7 +36,7 @@ fn peak_of(machine: &Machine, args: &[&str]) -> u64 {
 }
 
 #[test]
-fn one_nar_of_4_gib_keeps_every_process_below_100_mib() {
+fn one_nar_of_4_gib_keeps_every_process_within_its_memory() {
     let (a, c) = (Machine::new(), Machine::new());
     let key = a.key();
     let file = a.dir().join("huge");

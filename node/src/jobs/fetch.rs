@@ -25,7 +25,7 @@ const SMALL: u64 = 2 << 20;
 /// How many are ahead of the turn, in work or waiting for it or for their turn.
 const PATHS_AHEAD: usize = 1024;
 /// Bytes of those in work, by NarSize: on a far link each path costs round trips, so many have to be.
-const BYTES_AHEAD: u32 = 8 << 20;
+const BYTES_AHEAD: u32 = 6 << 20;
 /// What a path counts for at least: 64 of the smallest are in work.
 const MIN_COST: u32 = BYTES_AHEAD / 64;
 

@@ -32,7 +32,7 @@ pub enum Event {
 }
 
 /// How many events wait for a slow listener; data events are at most 2 MiB each.
-const WAITING: usize = 8;
+const WAITING: usize = 4;
 
 /// Where a job's events go.
 #[derive(Debug, Clone)]

@@ -38,7 +38,7 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A block below this part of its frame gets memory of its own.
-const SMALL_PART: usize = 8;
+const SMALL_PART: usize = 3;
 /// How often a message that is coming in is reported before it is complete.
 const PROGRESS: Duration = Duration::from_millis(250);
 

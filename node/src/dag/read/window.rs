@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Bytes asked for ahead until the line is known, and at least, so that nobody waits for messages to be filled.
-const LEAST: u64 = 3 << 20;
+const LEAST: u64 = 4 << 20;
 /// Bytes asked for ahead at most: 1 Gbit/s at 100 ms.
 const MOST: u64 = 12 << 20;
 /// The same for all readers of this process together, as long as each has a [`NEAR_WINDOW`].
