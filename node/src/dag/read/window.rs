@@ -76,16 +76,13 @@ impl Drop for Window {
 mod tests {
     use super::*;
 
-    /// Fills the window over a line for `seconds`: it brings `rate` bytes a second, each block at least `trip` after it was
-    /// asked for.
-    fn fill(window: &mut Window, clock: &mut Instant, rate: u64, trip: Duration, seconds: u64) {
-        let end = *clock + Duration::from_secs(seconds);
-        while *clock < end {
-            let comes = (rate as f64 * trip.as_secs_f64()).min(window.wanted() as f64);
-            let step = Duration::from_millis(10);
-            *clock += step;
-            let bytes = comes * step.as_secs_f64() / trip.as_secs_f64();
-            window.came(bytes as u64, trip, *clock);
+    /// Fills the window over a line for `seconds`: it brings `rate` bytes a millisecond, each block at least `trip`
+    /// milliseconds after it was asked for.
+    fn fill(window: &mut Window, clock: &mut Instant, rate: u64, trip: u64, seconds: u64) {
+        for _ in 0..seconds * 100 {
+            *clock += Duration::from_millis(10);
+            let in_flight = (rate * trip).min(window.wanted());
+            window.came(10 * in_flight / trip, Duration::from_millis(trip), *clock);
         }
     }
 
@@ -93,19 +90,18 @@ mod tests {
     fn the_window_grows_to_the_line_and_shrinks_with_it() {
         let (mut window, mut clock) = (Window::open(), Instant::now());
         assert_eq!(window.wanted(), LEAST);
-        let far = Duration::from_millis(100);
-        fill(&mut window, &mut clock, 50_000_000, far, 2);
+        fill(&mut window, &mut clock, 50_000, 100, 2);
         assert!((9_000_000..=11_000_000).contains(&window.wanted()), "{}", window.wanted());
-        fill(&mut window, &mut clock, 1_000_000_000, far, 2);
+        fill(&mut window, &mut clock, 1_000_000, 100, 2);
         assert_eq!(window.wanted(), MOST);
-        fill(&mut window, &mut clock, 1_000_000, far, 5);
+        fill(&mut window, &mut clock, 1_000, 100, 5);
         assert_eq!(window.wanted(), LEAST);
     }
 
     #[test]
     fn a_near_peer_needs_no_large_window_however_fast_it_is() {
         let (mut window, mut clock) = (Window::open(), Instant::now());
-        fill(&mut window, &mut clock, 500_000_000, Duration::from_millis(2), 2);
+        fill(&mut window, &mut clock, 500_000, 2, 2);
         assert_eq!(window.wanted(), LEAST);
     }
 }
