@@ -40,8 +40,8 @@ pub async fn stage(node: &Node, path: &str, profile: Profile, events: &Events) -
     // Ends with this future, whose end ends both threads.
     while let Some(piece) = read.recv().await {
         done += piece.len() as u64;
-        let report = Report::Progress { path: path.to_owned(), done, total: info.nar_size, source: "local".to_owned() };
-        events.progress(report);
+        let (total, source) = (info.nar_size, "local");
+        events.progress(|| Report::Progress { path: path.to_owned(), done, total, source: source.to_owned() });
         if feed.send(Ok(piece)).await.is_err() {
             break;
         }

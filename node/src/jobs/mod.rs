@@ -16,6 +16,8 @@ pub mod verify;
 
 use crate::control::protocol::{Class, Failure, Item, Report};
 use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// What a job emits while it runs.
@@ -33,17 +35,23 @@ pub enum Event {
 
 /// How many events wait for a slow listener; data events are at most 2 MiB each.
 const WAITING: usize = 4;
+/// How often progress is told: each time wakes the listener.
+const PROGRESS: Duration = Duration::from_millis(50);
 
 /// Where a job's events go.
 #[derive(Debug, Clone)]
-pub struct Events(mpsc::Sender<Event>);
+pub struct Events {
+    sender: mpsc::Sender<Event>,
+    /// When progress was told last.
+    told: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Events {
     /// A bounded channel of events.
     #[must_use]
     pub fn channel() -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
+        (Self { sender, told: Arc::default() }, receiver)
     }
 
     /// Emits a result.
@@ -80,12 +88,16 @@ impl Events {
         self.send(Event::Report(Report::Note { text })).await
     }
 
-    /// Emits progress, unless the listener is behind.
-    pub fn progress(&self, report: Report) {
-        let _ = self.0.try_send(Event::Report(report));
+    /// Emits progress, unless it was told just now or the listener is behind.
+    pub fn progress(&self, report: impl FnOnce() -> Report) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= PROGRESS) {
+            *told = Some(Instant::now());
+            let _ = self.sender.try_send(Event::Report(report()));
+        }
     }
 
     async fn send(&self, event: Event) -> Result<(), Failure> {
-        self.0.send(event).await.map_err(|_| Failure::new(Class::Interrupted, "interrupted: the client is gone"))
+        self.sender.send(event).await.map_err(|_| Failure::new(Class::Interrupted, "interrupted: the client is gone"))
     }
 }

@@ -249,7 +249,7 @@ impl Obtain<'_> {
         if self.data {
             self.events.data(chunk).await?;
         }
-        self.events.progress(Report::Progress {
+        self.events.progress(|| Report::Progress {
             path: self.path(),
             done: progress.done,
             total: self.narinfo().nar_size(),

@@ -158,8 +158,7 @@ async fn hash(
         let Ok(chunk) = chunk else { return Ok(None) };
         sha256.update(&chunk);
         done += chunk.len() as u64;
-        let (path, source) = (path.to_owned(), "local".to_owned());
-        events.progress(Report::Progress { path, done, total: size, source });
+        events.progress(|| Report::Progress { path: path.to_owned(), done, total: size, source: "local".to_owned() });
     }
     Ok((done == size).then(|| NarHash(sha256.finalize().into())))
 }
