@@ -30,7 +30,7 @@ use tracing_subscriber::EnvFilter;
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Bytes: see [`keep_some_memory`].
-const MEMORY_KEPT: usize = 512 << 10;
+const MEMORY_KEPT: usize = 256 << 10;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

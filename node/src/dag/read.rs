@@ -41,8 +41,6 @@ const NEAR_WINDOW: u64 = 1 << 20;
 
 /// Threads that read blocks at once: enough to keep a disk busy. The allocator keeps memory for each.
 static READING: Semaphore = Semaphore::const_new(4);
-/// Threads that write blocks at once: the log takes one at a time, while the next is packed.
-static WRITING: Semaphore = Semaphore::const_new(2);
 
 /// Where blocks come from, in the order they are asked.
 #[derive(Debug, Clone)]
@@ -391,7 +389,7 @@ async fn from_store(sources: &Sources, root: Cid, cid: Cid) -> Result<Option<Blo
     let digest = Digest::of_cid(&cid).ok().flatten();
     if digest.map_or(Ok(true), |digest| sources.store.may_have(&digest)).map_err(failed)? {
         let store = sources.store.clone();
-        match blocking(&READING, root, move || store.block(&cid)).await? {
+        match blocking(root, move || store.block(&cid)).await? {
             // A damaged block is not served; another source may have it whole.
             Err(damaged @ StoreError::Damaged { .. }) => tracing::error!("{damaged}"),
             found => return found.map_err(failed),
@@ -418,8 +416,8 @@ async fn from_gateways(sources: &Sources, counters: &Counters, root: Cid, cid: C
 /// Puts a block that came from outside into the store, and tells peers that wait for it if they may have it.
 async fn keep(sources: &Sources, root: Cid, block: Block) -> Result<Block, ReadError> {
     let Some(lease) = sources.lease.clone() else { return Ok(block) };
-    let (kept, holder) = (block.clone(), lease.clone());
-    blocking(&WRITING, root, move || holder.put(&kept)).await?.map_err(|source| ReadError::Store { root, source })?;
+    let put = lease.put_later(block.clone()).await.map_err(|_| ReadError::Stopped { root })?;
+    put.map_err(|source| ReadError::Store { root, source })?;
     if let Some(session) = sources.session.as_ref().filter(|_| lease.shows()) {
         session.stored(*block.cid()).await;
     }
@@ -438,12 +436,8 @@ async fn providers(routers: &[Router], root: Cid) -> Vec<(PeerId, Vec<Multiaddr>
     found.map(|provider| (provider.peer, provider.addrs)).collect()
 }
 
-async fn blocking<T: Send + 'static>(
-    turns: &Semaphore,
-    root: Cid,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ReadError> {
-    let _turn = turns.acquire().await;
+async fn blocking<T: Send + 'static>(root: Cid, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+    let _turn = READING.acquire().await;
     tokio::task::spawn_blocking(work).await.map_err(|_| ReadError::Stopped { root })
 }
 

@@ -7,7 +7,8 @@ use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
 use std::collections::HashMap;
 use std::hash::RandomState;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use tokio::sync::oneshot;
 
 /// zstd level of blocks at rest: the fastest; higher ones gain little on 256 KiB.
 const LEVEL: i32 = 1;
@@ -73,6 +74,13 @@ impl Lease {
             shown.insert(&digest);
         }
         Ok(Put { new })
+    }
+
+    /// [`Self::put`] on the store's own thread, for who must not wait for the disk. The answer is an error of its own when
+    /// that thread is gone.
+    pub fn put_later(self: &Arc<Self>, block: Block) -> oneshot::Receiver<Result<Put, StoreError>> {
+        let lease = Arc::clone(self);
+        self.store.0.writer.run(move || lease.put(&block))
     }
 
     /// Protects a block if it is there, and tells so.

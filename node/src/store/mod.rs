@@ -16,7 +16,7 @@
 //! - GC deletes only what no pin reaches and no lease protects, and nothing deleted or unpublished comes back.
 //! - Only blocks of published DAGs are public, and what came so far of those that a lease shows.
 //!
-//! Everything is synchronous; callers of an async runtime use its blocking threads.
+//! Everything is synchronous, but [`Lease::put_later`]; callers of an async runtime use its blocking threads.
 
 mod apply;
 mod commit;
@@ -41,6 +41,7 @@ mod tests;
 mod trees;
 mod verify;
 mod walk;
+mod writer;
 
 pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};
@@ -67,6 +68,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Notify;
 use trees::Trees;
+use writer::Writer;
 
 /// How often a read follows a block that GC moves before it gives up.
 const MAX_MOVES: usize = 4;
@@ -117,6 +119,7 @@ struct Inner {
     damaged: Mutex<HashSet<Digest>>,
     changed: Notify,
     trees: Trees,
+    writer: Writer,
     recovery: Recovery,
     /// Last, so that it is unlocked after the index is closed.
     _lock: File,

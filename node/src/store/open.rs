@@ -8,6 +8,7 @@ use super::record::{SEGMENT_HEADER, Salt};
 use super::replay::{self, Recovery};
 use super::segments::{self, Segment, Segments};
 use super::trees::Trees;
+use super::writer::Writer;
 use super::{Inner, Store, StoreError};
 use nipfs_proto::nix::store_path::STORE_DIR;
 use std::collections::HashSet;
@@ -69,6 +70,7 @@ impl Store {
             damaged: Mutex::new(HashSet::new()),
             changed: Notify::new(),
             trees: Trees::new(trees),
+            writer: Writer::default(),
             recovery,
             _lock: lock,
         };
