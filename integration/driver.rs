@@ -32,9 +32,14 @@ impl Driver {
     /// Gives a command and waits for its answer, but not for ever.
     #[track_caller]
     pub(crate) fn ask(&mut self, command: &Value) -> Value {
+        self.try_ask(command).unwrap_or_else(|| panic!("no answer to {command}"))
+    }
+
+    /// The same; `None` when no answer comes.
+    pub(crate) fn try_ask(&mut self, command: &Value) -> Option<Value> {
         writeln!(self.stdin, "{command}").unwrap();
-        let Ok(answer) = self.answers.recv_timeout(STUCK) else { panic!("no answer to {command}") };
-        serde_json::from_str(&answer).unwrap()
+        let answer = self.answers.recv_timeout(STUCK).ok()?;
+        Some(serde_json::from_str(&answer).unwrap())
     }
 }
 
