@@ -1,7 +1,7 @@
 //! The thread that writes blocks for callers that must not wait.
 //!
 //! The log takes one block at a time, so one thread is as fast as many, and takes the memory of one. It starts with the
-//! first block and ends with the store. What waits for it is bounded by its callers, who wait for each block.
+//! first block and ends with the store, which a block that still waits keeps open. What waits for it is bounded by its callers, who wait for each block.
 
 use super::lock;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -49,8 +49,8 @@ pub struct Load<P> {
     pub peer: P,
     /// What is asked for. Every CID has a sha2-256 digest.
     pub wants: Vec<(Cid, WantKind)>,
-    /// The loader stops before the block that would bring more bytes than this, but not before the first
-    /// block. What it did not come to is loaded later.
+    /// The loader stops after the block with which it has brought this many bytes. What it did not come to is loaded
+    /// later.
     pub budget: usize,
 }
 
