@@ -1,9 +1,13 @@
-//! The stream multiplexer, yamux, made to take the frames that js-libp2p sends.
+//! The stream multiplexer, yamux, made to take the frames that js-libp2p sends, and to send its own together.
 //!
 //! A yamux frame of data may be as long as the window that its receiver has granted. js-libp2p makes
 //! it as long, and our windows grow to many mebibytes with the line; rust-yamux closes the connection at
 //! the first frame above 1 MiB. So [`Split`] stands before it and hands it a long frame as several short
 //! ones, which mean the same.
+//!
+//! And rust-yamux flushes after each frame, of 16 KiB at most: each would be encrypted and handed to the kernel by itself, which
+//! for a large transfer costs a twentieth of its time. So [`Split`] puts a flush off until the task that polls the
+//! connection has nothing more to write.
 //!
 //! Spec: <https://github.com/libp2p/specs/blob/master/yamux/README.md>.
 
@@ -11,7 +15,7 @@ use futures::{AsyncRead, AsyncWrite, ready};
 use libp2p::core::UpgradeInfo;
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
 use libp2p::yamux;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -23,6 +27,8 @@ const DATA: u8 = 0;
 const ENDS: u16 = 0x4 | 0x8;
 /// Bytes of data in a piece, less than rust-yamux takes: the most that it allocates at once.
 const MAX_PIECE: u32 = 256 << 10;
+/// Bytes whose flush is not put off: nearly a message of noise.
+const ENOUGH: usize = 48 << 10;
 
 /// yamux over a connection whose frames are [`Split`].
 #[derive(Debug, Clone)]
@@ -66,8 +72,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     }
 }
 
-/// A connection from which no data frame longer than [`MAX_PIECE`] is read. What is written passes
-/// unchanged.
+/// A connection from which no data frame longer than [`MAX_PIECE`] is read, and to which frames are written together.
 #[derive(Debug)]
 pub(super) struct Split<C> {
     connection: C,
@@ -82,11 +87,16 @@ pub(super) struct Split<C> {
     /// Bytes of the frame behind this piece, and the flags kept for the last one.
     rest: u32,
     ends: u16,
+    /// Bytes that were written and not flushed.
+    unflushed: usize,
+    /// A flush of all of them was put off.
+    put_off: bool,
 }
 
 impl<C> Split<C> {
     fn new(connection: C) -> Self {
-        Self { connection, header: [0; HEADER], filled: 0, read: 0, body: 0, rest: 0, ends: 0 }
+        let (filled, read, body, rest, ends) = (0, 0, 0, 0, 0);
+        Self { connection, header: [0; HEADER], filled, read, body, rest, ends, unflushed: 0, put_off: false }
     }
 
     /// The header has come.
@@ -159,19 +169,22 @@ impl<C: AsyncRead + Unpin> AsyncRead for Split<C> {
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for Split<C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.connection).poll_write(cx, buf))?;
+        self.unflushed += written;
+        self.put_off = false;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
+        if (1..ENOUGH).contains(&self.unflushed) && !self.put_off {
+            // Whoever polls yamux has it flush, so this comes back, and is done then unless there is more.
+            self.put_off = true;
+            cx.waker().wake_by_ref();
+            return Poll::Ready(Ok(()));
+        }
+        ready!(Pin::new(&mut self.connection).poll_flush(cx))?;
+        self.unflushed = 0;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

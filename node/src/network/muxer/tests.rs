@@ -1,8 +1,11 @@
-//! What a reader behind [`Split`] sees of frames of all sizes.
+//! What a reader behind [`Split`] sees of frames of all sizes, and when what is written leaves.
 
 use super::*;
 use futures::AsyncReadExt as _;
 use futures::io::Cursor;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
 
 const SYN: u16 = 0x1;
 const FIN: u16 = 0x4;
@@ -98,4 +101,68 @@ async fn an_end_within_a_header_is_an_error() {
     let cut = frame(DATA, 0, 1, 3)[..HEADER - 1].to_vec();
     assert_eq!(split(cut, 64).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     assert_eq!(split(Vec::new(), 64).await.unwrap(), []);
+}
+
+/// Notes how many bytes had been written at each flush.
+#[derive(Default)]
+struct Line {
+    written: usize,
+    flushed: Vec<usize>,
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.written += bytes.len();
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let written = self.written;
+        self.flushed.push(written);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+/// Counts how often its task is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Writes frames of `frame` bytes as yamux does, each followed by a flush; then polls as often as it is woken. The bytes that had
+/// been written at each flush of the line.
+fn flushed(frame: usize, count: usize) -> Vec<usize> {
+    let woken = Arc::new(Woken::default());
+    let waker = Arc::clone(&woken).into();
+    let mut cx = Context::from_waker(&waker);
+    let mut split = Split::new(Line::default());
+    for _ in 0..count {
+        let mut split = Pin::new(&mut split);
+        assert!(matches!(split.as_mut().poll_write(&mut cx, &vec![0; frame]), Poll::Ready(Ok(all)) if all == frame));
+        assert!(split.poll_flush(&mut cx).is_ready());
+    }
+    while woken.0.swap(0, Ordering::Relaxed) > 0 {
+        assert!(Pin::new(&mut split).poll_flush(&mut cx).is_ready());
+    }
+    split.connection.flushed
+}
+
+#[test]
+fn frames_that_follow_each_other_leave_together() {
+    assert_eq!(flushed(16 << 10, 7), [48 << 10, 96 << 10, 112 << 10]);
+    assert_eq!(flushed(ENOUGH, 2), [ENOUGH, 2 * ENOUGH]);
+}
+
+#[test]
+fn a_frame_does_not_wait_for_another() {
+    assert_eq!(flushed(1, 1), [1]);
+    assert_eq!(flushed(100, 3), [300]);
 }
