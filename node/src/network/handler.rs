@@ -1,7 +1,7 @@
 //! One connection's bitswap streams.
 //!
-//! Inbound: up to [`MAX_INBOUND`] streams at once, for Kubo opens one per message. Each reads frames,
-//! and decodes them (which hashes every block) away from the swarm task. What has been read but not
+//! Inbound: up to [`MAX_INBOUND`] streams at once, for Kubo opens one per message. Each reads frames; they
+//! are decoded, which hashes every block, while the connection reads on. What has been read but not
 //! yet taken by the behaviour is bounded by [`RECEIVE_BUDGET`] bytes a connection: a stream that finds
 //! it spent stops reading, and the muxer's window stops the peer.
 //!
@@ -11,6 +11,7 @@
 mod outbound;
 
 use super::frame::{self, FrameError, Intake};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
 use libp2p::core::upgrade::ReadyUpgrade;
@@ -20,11 +21,14 @@ use libp2p::{Stream, StreamProtocol};
 use nipfs_proto::bitswap::message::{MAX_MESSAGE, Message, MessageError, PROTOCOL, Received};
 use nipfs_proto::block::Block;
 use outbound::{Outbound, Step};
+use std::future::pending;
 use std::io;
+use std::panic;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The only protocol spoken: Kubo since 0.5 and Helia know it.
 pub(super) const BITSWAP: StreamProtocol = StreamProtocol::new(PROTOCOL);
@@ -37,6 +41,8 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 /// A connection on which no message came or went for so long may be closed.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Hashing a message of so many bytes takes longer than handing it to another thread.
+const LONG: usize = 64 << 10;
 /// A block below this part of its frame gets memory of its own.
 const SMALL_PART: usize = 3;
 /// How often a message that is coming in is reported before it is complete.
@@ -236,11 +242,31 @@ fn messages(stream: Stream, intake: Arc<Intake>) -> BoxStream<'static, Result<Ar
             return Ok(None);
         };
         let bytes = frame.bytes.len();
-        let mut message = Received::decode(frame.bytes)?;
-        detach_small(&mut message.blocks, bytes);
+        let message = decode(frame.bytes).await?;
         Ok(Some((Arrived { message, bytes, first, _budget: frame.budget }, (stream, intake, false))))
     })
     .boxed()
+}
+
+/// Decodes a message; a long one in a task of its own, so that the connection goes on reading its other streams.
+async fn decode(frame: Bytes) -> Result<Received, MessageError> {
+    let length = frame.len();
+    let decode = move || {
+        let mut message = Received::decode(frame)?;
+        detach_small(&mut message.blocks, length);
+        Ok(message)
+    };
+    if length < LONG {
+        return decode();
+    }
+    match AbortOnDropHandle::new(tokio::spawn(async { decode() })).await {
+        Ok(decoded) => decoded,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(_) => pending().await,
+        },
+    }
 }
 
 /// Copies out the blocks that are a small part of their frame: else one that somebody keeps would hold
