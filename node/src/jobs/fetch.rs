@@ -1,10 +1,13 @@
 //! `fetch`: narinfos over HTTP, NARs from wherever they are, each verified before it counts.
 //!
-//! The narinfos of the whole closure are asked for first, so that the order is known (dependencies first) and a
-//! missing one is found before anything is delivered. Small NARs are got into the store meanwhile.
+//! The narinfos of the whole closure are asked for first, so that it is known who refers to whom ([`turns`]) and a
+//! missing one is found before anything is delivered. Small NARs are got into the store meanwhile ([`ahead`]).
+
+mod ahead;
+mod turns;
 
 use super::Events;
-use super::narinfos::{Checked, Narinfos, dependencies_first, parse_hash, parse_keys};
+use super::narinfos::{Checked, Narinfos, parse_hash, parse_keys};
 use super::obtain::{Obtain, Obtained, Places, Purpose};
 use super::places::{Whom, places};
 use crate::Node;
@@ -12,22 +15,13 @@ use crate::cache::Audience;
 use crate::control::protocol::{Class, Done, Failure, Fetch, Item};
 use crate::dag::read::{Sources, read};
 use crate::upstream::Upstream;
+use ahead::{Ahead, is_small};
 use futures::{StreamExt as _, pin_mut};
 use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::TrustedKeys;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
-use tokio_util::task::AbortOnDropHandle;
-
-/// A NAR of at most this many bytes is got ahead of its turn.
-const SMALL: u64 = 2 << 20;
-/// How many are ahead of the turn, in work or waiting for it or for their turn.
-const PATHS_AHEAD: usize = 1024;
-/// Bytes of those in work, by NarSize: on a far link each path costs round trips, so many have to be.
-const BYTES_AHEAD: u32 = 6 << 20;
-/// What a path counts for at least: 64 of the smallest are in work.
-const MIN_COST: u32 = BYTES_AHEAD / 64;
+use turns::Turns;
 
 /// What getting any path of one job needs.
 #[derive(Debug, Clone)]
@@ -38,9 +32,6 @@ struct Getter {
     keys: Arc<TrustedKeys>,
     data: bool,
 }
-
-/// A NAR that is got ahead of its turn; dropping it stops that.
-type Early = AbortOnDropHandle<Result<Obtained, Failure>>;
 
 /// Runs the job.
 ///
@@ -59,18 +50,32 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
         Ok(Getter { node: node.clone(), places, events: events.clone(), keys: keys.clone(), data: request.data })
     };
     let mut ahead = Ahead::new();
-    let (found, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
-    let order = dependencies_first(&found);
-    let mut small = order.iter().map(|hash| &found[hash]).enumerate().filter(|(_, checked)| is_small(checked));
+    let (mut found, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
+    let (mut turns, order) = Turns::new(&found);
+    let (small, large): (Vec<_>, Vec<_>) = order.into_iter().partition(|hash| is_small(&found[hash]));
+    ahead.wait_in(small.into_iter());
+    large.into_iter().for_each(|hash| turns.ready(hash));
+    ahead.here().for_each(|hash| turns.ready(hash));
     let (mut ok, mut failures) = (0, Vec::new());
-    for (turn, hash) in order.iter().enumerate() {
-        while ahead.has_room()
-            && let Some((_, next)) = small.find(|(later, _)| *later >= turn)
-        {
-            ahead.start(&getter, next);
-        }
-        let next = &found[hash];
-        match getter.deliver(next, ahead.take(hash)).await {
+    loop {
+        ahead.start(&getter, &found);
+        let Some(hash) = turns.next() else {
+            let Some(hash) = ahead.next().await? else { break };
+            turns.ready(hash);
+            continue;
+        };
+        let Some(next) = found.remove(&hash) else { continue };
+        let delivery = getter.deliver(&next, ahead.take(&hash));
+        pin_mut!(delivery);
+        let delivered = loop {
+            ahead.start(&getter, &found);
+            tokio::select! {
+                delivered = &mut delivery => break delivered,
+                here = ahead.next(), if !ahead.is_idle() => here?.into_iter().for_each(|hash| turns.ready(hash)),
+            }
+        };
+        turns.done(&hash);
+        match delivered {
             Ok(item) => {
                 ok += 1;
                 events.item(item).await?;
@@ -97,23 +102,21 @@ async fn prepare(
     mut narinfos: Narinfos<'_>,
     places: impl Future<Output = Result<Getter, Failure>>,
     ahead: &mut Ahead,
-) -> Result<(BTreeMap<StorePathHash, Checked>, Getter), Failure> {
+) -> Result<(BTreeMap<StorePathHash, Arc<Checked>>, Getter), Failure> {
     pin_mut!(places);
     let mut getter = None;
-    let mut small = VecDeque::new();
     loop {
         tokio::select! {
             found = narinfos.next() => match found? {
-                Some(hash) if is_small(&narinfos.found[&hash]) => small.push_back(hash),
+                Some(hash) if is_small(&narinfos.found[&hash]) => ahead.add(hash),
                 Some(_) => {}
                 None => break,
             },
             made = &mut places, if getter.is_none() => getter = Some(made?),
+            here = ahead.next(), if !ahead.is_idle() => drop(here?),
         }
-        while let Some(getter) = getter.as_ref().filter(|_| ahead.has_room())
-            && let Some(hash) = small.pop_front()
-        {
-            ahead.start(getter, &narinfos.found[&hash]);
+        if let Some(getter) = &getter {
+            ahead.start(getter, &narinfos.found);
         }
     }
     let getter = match getter {
@@ -123,56 +126,16 @@ async fn prepare(
     Ok((narinfos.found, getter))
 }
 
-fn is_small(checked: &Checked) -> bool {
-    checked.trusted.info().nar_size() <= SMALL
-}
-
-/// Small NARs that are got before their turn, in the order in which they were started.
-struct Ahead {
-    early: BTreeMap<StorePathHash, Early>,
-    /// Bytes that may be in work.
-    window: Arc<Semaphore>,
-}
-
-impl Ahead {
-    fn new() -> Self {
-        Self { early: BTreeMap::new(), window: Arc::new(Semaphore::new(BYTES_AHEAD as usize)) }
-    }
-
-    fn has_room(&self) -> bool {
-        self.early.len() < PATHS_AHEAD
-    }
-
-    /// Gets a NAR into the store as soon as the window allows, unless it was started before.
-    fn start(&mut self, getter: &Getter, checked: &Checked) {
-        let narinfo = checked.trusted.info();
-        self.early.entry(narinfo.store_path().hash_part()).or_insert_with(|| {
-            let (getter, checked, window) = (getter.clone(), checked.clone(), self.window.clone());
-            let bytes = u32::try_from(narinfo.nar_size()).unwrap_or(BYTES_AHEAD).clamp(MIN_COST, BYTES_AHEAD);
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                let _part = window.acquire_many_owned(bytes).await;
-                // What only waits for its part stays small.
-                Box::pin(getter.obtain(&checked, false)).await
-            }))
-        });
-    }
-
-    /// A NAR whose turn has come, if it was started.
-    fn take(&mut self, hash: &StorePathHash) -> Option<Early> {
-        self.early.remove(hash)
-    }
-}
-
 impl Getter {
     /// Hands one path to the listener: its name, its data if asked for, and how it went.
-    async fn deliver(&self, checked: &Checked, early: Option<Early>) -> Result<Item, Failure> {
+    async fn deliver(&self, checked: &Checked, early: Option<Result<Obtained, Failure>>) -> Result<Item, Failure> {
         let narinfo = checked.trusted.info();
         let (path, nar_size) = (narinfo.store_path().to_absolute_path(), narinfo.nar_size());
         self.events.item(Item::Path { path: path.clone(), narinfo: narinfo.text().to_owned(), nar_size }).await?;
         let obtained = match early {
             None => self.obtain(checked, self.data).await?,
             Some(early) => {
-                let obtained = early.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+                let obtained = early?;
                 if self.data {
                     self.send(&obtained, nar_size).await?;
                 }

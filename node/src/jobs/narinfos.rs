@@ -11,6 +11,7 @@ use nipfs_proto::nix::signature::PublicKey;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Narinfo requests in flight.
@@ -39,7 +40,7 @@ pub(crate) struct Narinfos<'a> {
     waiting: VecDeque<StorePathHash>,
     asking: FuturesUnordered<BoxFuture<'a, Result<Checked, Failure>>>,
     /// What came so far.
-    pub(crate) found: BTreeMap<StorePathHash, Checked>,
+    pub(crate) found: BTreeMap<StorePathHash, Arc<Checked>>,
 }
 
 impl<'a> Narinfos<'a> {
@@ -79,7 +80,7 @@ impl<'a> Narinfos<'a> {
             return Err(Failure::new(Class::Refused, text));
         }
         let hash = narinfo.store_path().hash_part();
-        self.found.insert(hash, checked);
+        self.found.insert(hash, Arc::new(checked));
         Ok(Some(hash))
     }
 }
@@ -130,7 +131,7 @@ pub(crate) fn bound_profile(keys: &TrustedKeys, narinfo: &NarInfo) -> Option<Pro
 }
 
 /// Each path after what it refers to; cycles (which Nix does not make) end in some order.
-pub(crate) fn dependencies_first(checked: &BTreeMap<StorePathHash, Checked>) -> Vec<StorePathHash> {
+pub(crate) fn dependencies_first(checked: &BTreeMap<StorePathHash, Arc<Checked>>) -> Vec<StorePathHash> {
     let mut order = Vec::with_capacity(checked.len());
     let mut seen = BTreeSet::new();
     for start in checked.keys() {
