@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod door;
 mod files;
+mod memory;
 mod outcome;
 mod printer;
 mod size;
@@ -28,9 +29,6 @@ use tracing_subscriber::EnvFilter;
 
 /// How long threads that still read or write files may take to notice that the program ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// Bytes: see [`keep_some_memory`].
-const MEMORY_KEPT: usize = 256 << 10;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -58,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, settings: Settings, printer: &Printer) -> Result<(), Stop> {
-    keep_some_memory();
+    memory::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Class::Failed, "cannot start").because(&error))?;
     let outcome = runtime.block_on(async {
@@ -79,12 +77,6 @@ fn run(cli: Cli, settings: Settings, printer: &Printer) -> Result<(), Stop> {
     });
     runtime.shutdown_timeout(if outcome.is_ok() { LAST_WORDS } else { Duration::ZERO });
     outcome
-}
-
-/// Has glibc keep what is free at the end of a heap up to twice [`MEMORY_KEPT`]; else it gives all above 128 KiB back to the
-/// kernel, and gets it again for the next frame. It learns from the largest allocation of its own that was freed.
-fn keep_some_memory() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(MEMORY_KEPT)));
 }
 
 /// SIGINT and SIGTERM.

@@ -6,6 +6,8 @@
 //! [`Node`] is the handle that the jobs share: the store, the cache on top of it, and the network,
 //! which starts when somebody first needs it.
 
+#![forbid(unsafe_code)]
+
 pub mod announce;
 pub mod cache;
 pub mod control;

@@ -9,6 +9,8 @@
 //! - [`bitswap`]: the wire format and the two state machines of the exchange.
 //! - [`nix`]: store paths, NARs, narinfos, signatures.
 
+#![forbid(unsafe_code)]
+
 pub mod bitswap;
 pub mod block;
 pub mod dag;
