@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// No process may have more resident bytes than this. Without optimisation the program is twice as large and blocks wait longer.
-const CEILING: u64 = if cfg!(debug_assertions) { 100 << 20 } else { 44 << 20 };
+const CEILING: u64 = if cfg!(debug_assertions) { 100 << 20 } else { 40 << 20 };
 /// Bytes of the NAR.
 const SIZE: u64 = 4 << 30;
 /// The disk is shared and slow at times.
