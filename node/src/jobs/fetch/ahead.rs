@@ -1,4 +1,7 @@
 //! Small NARs that are got into the store before their turn.
+//!
+//! Those in work are bounded, in number and in bytes. Of those that are here a result is kept in memory until their turn, for as many
+//! paths as a closure may have at most: they wait for what they refer to, so that bounding them could stop everything.
 
 use super::Getter;
 use crate::control::protocol::{Class, Failure};
