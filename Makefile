@@ -40,6 +40,8 @@ test-fast: lint
 	@[ -n "$$NIPFS_VECTORS" ] || echo "skipped: the large vector sets (set NIPFS_VECTORS to their directory)"
 	$(CARGO) test --locked --workspace
 
+# Linked one by one, the many test binaries would be optimised across crates each anew.
+test-long: export CARGO_PROFILE_RELEASE_LTO = off
 test-long: tools-build tools-foreign
 	$(CARGO) test --locked --workspace --release -- --include-ignored
 	$(CARGO) test --locked --release -p nipfs-node --features nat --lib network::tests::nat

@@ -25,8 +25,10 @@ import time
 
 from link import Link
 from peers import Curl, Hung, Kubo, Nginx, Nipfs, peak_mib
+from warm import Warm
 
 MIB = 1 << 20
+ROOM = 256 * MIB  # for what a peer needs besides two copies of what it fetches
 
 
 def make_files(directory, sizes):
@@ -88,7 +90,8 @@ class Row:
                 running.publish(files)
                 published = running.seconds
                 running.start()
-                running.fetch()
+                with Warm(base, 3 * sum(self.sizes) + ROOM):
+                    running.fetch()
             except Hung as hung:
                 print(hung, file=sys.stderr)
                 return None
