@@ -101,3 +101,6 @@ impl Events {
         self.sender.send(event).await.map_err(|_| Failure::new(Class::Interrupted, "interrupted: the client is gone"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use crate::cache::{Audience, Cache, CacheError, Claim, Staged};
 use crate::control::protocol::{Class, Failure, Report, SourceBytes};
 use crate::dag::pipe::pipe;
 use crate::dag::read::{Counters, ReadError, Sources, read};
-use crate::store::Lease;
+use crate::store::{Lease, StoreError};
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, pin_mut};
@@ -161,13 +161,23 @@ impl Obtain<'_> {
         }
     }
 
-    /// The root of the NAR, if all of it is here; then it is protected.
+    /// A root of the NAR, if all of its DAG is here; then it is protected.
     async fn held(&self) -> Result<Option<Cid>, Failure> {
-        let Some((root, _)) = self.cache.root(&self.narinfo().nar_hash(), None)? else { return Ok(None) };
-        let Some(lease) = self.places.blocks.lease.clone() else { return Ok(Some(root)) };
-        let whole = tokio::task::spawn_blocking(move || lease.touch_dag(&root)).await;
-        let whole = whole.map_err(|error| Failure::from_error(Class::Failed, &error))??;
-        Ok(whole.then_some(root))
+        let Some(record) = self.cache.store().nar(&self.narinfo().nar_hash())? else { return Ok(None) };
+        let Some(lease) = self.places.blocks.lease.clone() else {
+            return Ok(record.roots.first().map(|(_, root)| *root));
+        };
+        let whole = move || {
+            for (_, root) in record.roots {
+                if lease.touch_dag(&root)? {
+                    return Ok(Some(root));
+                }
+            }
+            Ok(None)
+        };
+        let whole: Result<_, StoreError> =
+            tokio::task::spawn_blocking(whole).await.map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        Ok(whole?)
     }
 
     /// Lets peers have the blocks of `root` as they come, if it will be published and a trusted key says that it is the

@@ -42,33 +42,36 @@ pub async fn list(node: &Node, check: bool, events: &Events) -> Result<Done, Fai
     for record in node.store().paths() {
         let record = record?;
         if record.pinned {
-            items.push(path_item(node, &record)?);
+            items.push(path_item(node, &record, check).await?);
         }
     }
     for pin in node.store().pins() {
         let pin = pin?;
         let target = pin.cid.to_string();
-        items.push(Item::Pin { root: target.clone(), target, nar_size: 0, added: pin.added_unix, complete: None });
+        let complete = if check { Some(node.is_complete(pin.cid).await?) } else { None };
+        items.push(Item::Pin { root: target.clone(), target, nar_size: 0, added: pin.added_unix, complete });
     }
     items.sort_by_key(|item| if let Item::Pin { added, .. } = item { *added } else { 0 });
     let ok = items.len() as u64;
-    for mut item in items {
-        if let Item::Pin { root, complete, .. } = &mut item
-            && check
-            && let Ok(root) = parse_cid(root)
-        {
-            *complete = Some(node.is_complete(root).await?);
-        }
+    for item in items {
         events.item(item).await?;
     }
     Ok(Done::Count { ok, failed: 0 })
 }
 
-fn path_item(node: &Node, record: &PathRecord) -> Result<Item, Failure> {
-    let root = node.cache().root(&record.nar_hash, None)?;
-    let (root, nar_size) = root.map_or_else(|| (String::new(), 0), |(root, size)| (root.to_string(), size));
+/// A pinned path; when it is checked, all DAGs of its NAR are, however they were cut.
+async fn path_item(node: &Node, record: &PathRecord, check: bool) -> Result<Item, Failure> {
+    let root = node.cache().root_of(record)?.map_or_else(String::new, |root| root.to_string());
+    let nar = node.store().nar(&record.nar_hash)?;
+    let (roots, nar_size) = nar.map_or_else(Default::default, |nar| (nar.roots, nar.nar_size));
+    let mut complete = check.then_some(!roots.is_empty());
+    for (_, root) in roots {
+        if complete == Some(true) {
+            complete = Some(node.is_complete(root).await?);
+        }
+    }
     let target = record.store_path.to_absolute_path();
-    Ok(Item::Pin { target, root, nar_size, added: record.added_unix, complete: None })
+    Ok(Item::Pin { target, root, nar_size, added: record.added_unix, complete })
 }
 
 /// Pins a path that is here, or a CID, whose missing blocks are asked of the peers.

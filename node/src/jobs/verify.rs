@@ -48,7 +48,7 @@ pub async fn verify(node: &Node, deep: bool, repair: bool, peers: &[String], eve
             }
             _ => whole,
         };
-        if !matches {
+        if !matches && !broken_paths.contains(&target) {
             broken_paths.push(target);
         }
     }
@@ -87,6 +87,7 @@ async fn keep_copies(node: &Node, broken: &mut Vec<String>, lease: Arc<Lease>) -
 
 type Pinned = (String, Cid, Option<(NarHash, u64)>);
 
+/// What is pinned: of a path's NAR all DAGs, however they were cut.
 fn pinned(node: &Node) -> Result<Vec<Pinned>, Failure> {
     let mut pinned = Vec::new();
     for record in node.store().paths() {
@@ -95,9 +96,10 @@ fn pinned(node: &Node) -> Result<Vec<Pinned>, Failure> {
         // A path that went with its tree is no damage.
         if record.pinned
             && !node.store().has_vanished(&record)
-            && let Some((root, size)) = node.cache().root(&nar_hash, None)?
+            && let Some(nar) = node.store().nar(&nar_hash)?
         {
-            pinned.push((record.store_path.to_absolute_path(), root, Some((nar_hash, size))));
+            let (path, size) = (record.store_path.to_absolute_path(), nar.nar_size);
+            pinned.extend(nar.roots.into_iter().map(|(_, root)| (path.clone(), root, Some((nar_hash, size)))));
         }
     }
     for pin in node.store().pins() {
