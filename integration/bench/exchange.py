@@ -5,9 +5,9 @@
 
 Every round makes everything from nothing, and the order of the peers changes with the round. Prints one JSON line for each
 measurement, and at the end of a row the medians and the ratios: above 1 nipfs is faster. All transfers are TCP; content is noise,
-which nobody can compress. nipfs' time is that of a whole `nipfs fetch` process: start, dial, narinfos, blocks, hashes, the tree on
-disk. Kubo's nodes run and are connected before the clock starts; it `pin`s (blocks only) or `get`s. When it hangs, that is counted and it
-tries again.
+which nobody can compress; a RAM disk has its memory before the clock starts (`warm`). nipfs' time is that of a whole `nipfs fetch`
+process: start, dial, narinfos, blocks, hashes, the tree on disk. Kubo's nodes run and are connected before the clock starts; it `pin`s
+(blocks only) or `get`s. When it hangs, that is counted and it tries again.
 """
 
 import argparse
