@@ -4,6 +4,7 @@
 //! interrupted fetch leaves no target, and its temporary files go with it or with the next fetch.
 
 mod nix;
+mod placing;
 mod sink;
 
 use super::{App, out_of_turn};
@@ -13,8 +14,9 @@ use nipfs_node::control::client::{ClientError, Event};
 use nipfs_node::control::protocol::{Class, Failure, Fetch, Item, Request, SourceBytes};
 use nipfs_proto::nix::narinfo::PathInfo;
 use nipfs_proto::nix::store_path::StorePath;
+use placing::{Placed, Placing};
 use serde::Serialize;
-use sink::{Prepared, Sink};
+use sink::{Prepared, Sink, unpacking};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -83,8 +85,11 @@ pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
         data: !matches!(sink, Sink::Nix(_)),
         skip,
     };
-    let mut job = Job { app, sink: &mut sink, only_one: wanted.len() == 1, tally: Tally::default(), lines: Vec::new() };
-    job.run(request).await?;
+    let (only_one, tally, placing, lines) = (wanted.len() == 1, Tally::default(), Placing::default(), Vec::new());
+    let mut job = Job { app, sink: &mut sink, only_one, tally, placing, lines };
+    let ended = job.run(request).await;
+    // What was complete is not lost with what failed.
+    job.place_all().await.and(ended)?;
     let Job { tally, lines, .. } = job;
     if let Sink::Nix(import) = &mut sink {
         import.run(app, &lines, args.no_check_sigs).await?;
@@ -107,6 +112,7 @@ struct Job<'a> {
     /// Then a dependency that failed is the failure of the one path.
     only_one: bool,
     tally: Tally,
+    placing: Placing,
     /// Paths that wait for the import into the Nix store.
     lines: Vec<Line>,
 }
@@ -117,7 +123,14 @@ impl Job<'_> {
         let mut exchange = client.request(Request::Fetch(request)).await.map_err(Failure::from)?;
         let mut last_failure = None;
         loop {
-            match exchange.next().await {
+            let event = tokio::select! {
+                placed = self.placing.next() => {
+                    self.placed(placed)?;
+                    continue;
+                }
+                event = exchange.next(), if !self.placing.is_full() => event,
+            };
+            match event {
                 Ok(Event::Report(report)) => self.app.printer.report(&report),
                 // Writing may wait for the disk; nothing else is to be done on this thread meanwhile.
                 Ok(Event::Data(bytes)) => tokio::task::block_in_place(|| self.sink.write(&bytes))?,
@@ -143,17 +156,49 @@ impl Job<'_> {
         match item {
             Item::Path { path, narinfo, .. } => self.sink.start(&parse(&path)?, &narinfo)?,
             Item::Fetched { path, root, nar_hash, source, bytes } => {
-                let out = tokio::task::block_in_place(|| self.sink.finish(&parse(&path)?))?;
-                if !self.only_one {
-                    self.tally.success();
-                }
+                let out = self.sink.place(&parse(&path)?);
                 let line = Line { path, root, nar_hash, source, bytes, out };
-                match self.sink {
-                    Sink::Nix(_) => self.lines.push(line),
-                    _ => self.app.printer.item(&line)?,
+                match (tokio::task::block_in_place(|| self.sink.finish())?, &self.sink) {
+                    (Some(tree), _) => self.placing.add(line, tree),
+                    (None, Sink::Nix(_)) => {
+                        self.count();
+                        self.lines.push(line);
+                    }
+                    (None, _) => self.placed(vec![(line, Ok(()))])?,
                 }
             }
             other => return Err(out_of_turn(&other).into()),
+        }
+        Ok(())
+    }
+
+    /// Counts a path that is where it belongs.
+    fn count(&mut self) {
+        if !self.only_one {
+            self.tally.success();
+        }
+    }
+
+    /// Tells of those that are in their places.
+    fn placed(&mut self, placed: Placed) -> Result<(), Stop> {
+        let mut outcome = Ok(());
+        for (line, named) in placed {
+            match named {
+                Ok(()) => {
+                    self.count();
+                    self.app.printer.item(&line)?;
+                }
+                Err(error) => outcome = outcome.and_then(|()| Err(unpacking(&error).into())),
+            }
+        }
+        outcome
+    }
+
+    /// Waits until all that is complete is in its place.
+    async fn place_all(&mut self) -> Result<(), Stop> {
+        while !self.placing.is_idle() {
+            let placed = self.placing.next().await;
+            self.placed(placed)?;
         }
         Ok(())
     }

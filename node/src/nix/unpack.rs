@@ -1,12 +1,13 @@
 //! Unpacks a NAR that comes in pieces into a directory, a file or a symlink that did not exist before.
 //!
 //! - The tree grows beside the target under a fresh name, `.nipfs-<16 hex digits>`, and takes the target's name
-//!   in one step when it is complete and on disk: after a power cut the target is whole or absent.
+//!   in one step when it is complete and on disk: after a power cut the target is whole or absent. Trees that are complete
+//!   at the same time get theirs together ([`publish`]), for the disk is slow to say that it has them.
 //! - An existing target is never replaced, and nothing is ever written through a symlink: every node is created
 //!   exclusively, relative to the open directory around it (at most 64 of them, the bound of the reader).
 //! - Modes and times are Nix's: files 0444 or 0555, directories 0555, everything modified at second 1. While it
 //!   grows, only its owner can look inside.
-//! - An unfinished tree is removed when the [`Unpack`] is dropped, and by [`clean_leftovers`] after a crash.
+//! - A tree without its name is removed when the [`Unpack`] or [`Complete`] is dropped, and by [`clean_leftovers`] after a crash.
 //!
 //! It does not know what the bytes should hash to: call [`Unpack::finish`] only after the NarHash matched.
 
@@ -91,17 +92,38 @@ impl Unpack {
         Ok(())
     }
 
-    /// Makes the tree durable and gives it its name.
+    /// The NAR is whole. The tree still has to be given its name by [`publish`].
     ///
     /// # Errors
-    /// [`UnpackError`] when bytes are missing, a call failed before, or something has appeared at the target.
-    pub fn finish(self) -> Result<(), UnpackError> {
+    /// [`UnpackError`] when bytes are missing or a call failed before.
+    pub fn finish(self) -> Result<Complete, UnpackError> {
         if self.failed {
             return Err(UnpackError::Failed(self.tree.target.clone()));
         }
         self.reader.finish()?;
-        self.tree.publish()
+        Ok(Complete(self.tree))
     }
+}
+
+/// A whole tree under its temporary name.
+#[derive(Debug)]
+pub struct Complete(Tree);
+
+/// Makes trees durable that lie side by side, and gives each its name. Waits for the disk twice, however many they are.
+///
+/// # Errors
+/// For each by itself: [`UnpackError`] when it cannot be made durable, or something has appeared at its target.
+pub fn publish(trees: Vec<Complete>) -> Vec<Result<(), UnpackError>> {
+    let Some(Complete(first)) = trees.first() else { return Vec::new() };
+    let written = rustix::fs::syncfs(&first.parent);
+    let parent = first.parent.try_clone();
+    let named: Vec<_> = trees.into_iter().map(|Complete(tree)| tree.take_name(written)).collect();
+    let durable = parent.and_then(|parent| Ok(rustix::fs::fsync(parent)?));
+    let kind = durable.map_err(|error| error.kind());
+    let durable = |target: PathBuf| {
+        kind.map_err(|kind| UnpackError::Io { action: "write to disk", path: target, source: kind.into() })
+    };
+    named.into_iter().map(|named| named.and_then(durable)).collect()
 }
 
 #[derive(Debug)]
@@ -213,12 +235,12 @@ impl Tree {
         Err(self.failed(action, name, Errno::AGAIN))
     }
 
-    /// Renames the complete tree to the target, durably.
-    fn publish(mut self) -> Result<(), UnpackError> {
+    /// Renames the tree, if it could be `written` to disk, to the target. Returns that.
+    fn take_name(mut self, written: Result<(), Errno>) -> Result<PathBuf, UnpackError> {
         let failed =
             |action, error: Errno| Err(UnpackError::Io { action, path: self.target.clone(), source: error.into() });
         let Some(temporary) = &self.temporary else { return failed("rename", Errno::NOENT) };
-        if let Err(error) = rustix::fs::syncfs(&self.parent) {
+        if let Err(error) = written {
             return failed("write to disk", error);
         }
         let renamed =
@@ -234,7 +256,7 @@ impl Tree {
             Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(UnpackError::Exists(self.target.clone())),
             Err(error) => return failed("rename", error),
         }
-        rustix::fs::fsync(&self.parent).or_else(|error| failed("write to disk", error))
+        Ok(self.target.clone())
     }
 
     /// The innermost open directory, or the one around the root.

@@ -4,7 +4,7 @@ use super::nix::Import;
 use crate::args;
 use crate::files::{self, Draft};
 use nipfs_node::control::protocol::{Class, Failure};
-use nipfs_node::nix::unpack::{Unpack, UnpackError, clean_leftovers};
+use nipfs_node::nix::unpack::{Complete, Unpack, UnpackError, clean_leftovers};
 use nipfs_proto::nix::narinfo::PathInfo;
 use nipfs_proto::nix::store_path::StorePath;
 use std::io::{self, Write};
@@ -44,9 +44,8 @@ impl Unpacking {
         Ok(())
     }
 
-    fn finish(self) -> Result<PathBuf, Failure> {
-        self.tree?.finish().map_err(|error| unpacking(&error))?;
-        Ok(self.target)
+    fn finish(self) -> Result<Complete, Failure> {
+        self.tree?.finish().map_err(|error| unpacking(&error))
     }
 }
 
@@ -138,19 +137,19 @@ impl Sink {
         Ok(())
     }
 
-    /// The path that began last is complete and verified: it takes its place. Returns that place.
+    /// The path that began last is complete and verified. A tree has yet to take its place; all else has.
     ///
     /// # Errors
     /// When it is no NAR, cannot be made durable, or something has appeared in its place.
-    pub(crate) fn finish(&mut self, path: &StorePath) -> Result<PathBuf, Failure> {
+    pub(crate) fn finish(&mut self) -> Result<Option<Complete>, Failure> {
         match self {
-            Self::Directory(_, current) => current.take().ok_or_else(nothing)?.finish(),
+            Self::Directory(_, current) => current.take().ok_or_else(nothing)?.finish().map(Some),
             Self::File(file, draft) => {
                 let draft = draft.take().ok_or_else(nothing)?;
                 draft.create().map_err(|error| writing(file, &error))?;
-                Ok(file.clone())
+                Ok(None)
             }
-            Self::Nix(_) => Ok(self.place(path)),
+            Self::Nix(_) => Ok(None),
         }
     }
 
@@ -195,7 +194,7 @@ fn nothing() -> Failure {
     Failure::new(Class::Failed, "the node finished a path that it did not begin")
 }
 
-fn unpacking(error: &UnpackError) -> Failure {
+pub(super) fn unpacking(error: &UnpackError) -> Failure {
     let class = match error {
         UnpackError::Exists(_) => Class::Usage,
         UnpackError::Nar(_) => Class::Refused,

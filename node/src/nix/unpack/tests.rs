@@ -14,7 +14,7 @@ fn unpack(nar: &[u8], target: &Path) -> Result<(), UnpackError> {
     for piece in nar.chunks(1000) {
         unpack.write(piece)?;
     }
-    unpack.finish()
+    publish(vec![unpack.finish()?]).remove(0)
 }
 
 /// Names in a directory, sorted.
@@ -128,10 +128,30 @@ fn a_target_that_appears_meanwhile_is_not_touched() {
         let mut unpack = Unpack::new(&target).expect("new");
         unpack.write(&nar).expect("written");
         make(&target).expect("made");
-        assert!(matches!(unpack.finish(), Err(UnpackError::Exists(path)) if path == target));
+        let complete = unpack.finish().expect("complete");
+        assert!(matches!(publish(vec![complete]).remove(0), Err(UnpackError::Exists(path)) if path == target));
         assert_eq!(list(temp.path()), ["target"]);
         fs::remove_dir(&target).or_else(|_| fs::remove_file(&target)).expect("removed");
     }
+}
+
+#[test]
+fn a_tree_whose_place_is_taken_holds_up_no_other() {
+    let (nar, _) = small_nar();
+    let temp = tempfile::tempdir().expect("tempdir");
+    let at = |name: &str| temp.path().join(name);
+    let complete = |name: &&str| {
+        let mut unpack = Unpack::new(&at(name)).expect("new");
+        unpack.write(&nar).expect("written");
+        unpack.finish().expect("complete")
+    };
+    let trees = ["before", "taken", "after"].iter().map(complete).collect();
+    assert_eq!(list(temp.path()).iter().filter(|name| name.as_bytes().starts_with(PREFIX.as_bytes())).count(), 3);
+    fs::write(at("taken"), "mine").expect("write");
+    let published = publish(trees);
+    assert!(matches!(&published[..], [Ok(()), Err(UnpackError::Exists(path)), Ok(())] if *path == at("taken")));
+    assert_eq!(list(temp.path()), ["after", "before", "taken"]);
+    ["after", "before"].iter().for_each(|name| make_removable(&at(name)));
 }
 
 #[test]
@@ -222,7 +242,7 @@ fn leftovers_are_removed_and_living_trees_are_not() {
     expected.sort();
     assert_eq!(list(temp.path()), expected);
     living.write(&nar[cut..]).expect("written");
-    living.finish().expect("finished");
+    publish(vec![living.finish().expect("complete")]).remove(0).expect("published");
     make_removable(&temp.path().join("target"));
 }
 
