@@ -15,6 +15,7 @@ use nipfs_proto::nix::store_path::StorePath;
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use sha2::{Digest as _, Sha256};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A node that published one NAR cut in two ways, a block each; the older DAG lies first in the pack.
@@ -27,15 +28,20 @@ struct Twice {
     contents: Vec<u8>,
 }
 
+/// Bytes that do not compress, and the NAR of a file of them.
+pub(super) fn noise(dir: &Path) -> (Vec<u8>, Vec<u8>) {
+    let contents: Vec<u8> = (0..128_u8).flat_map(|number| Sha256::digest([number])).collect();
+    let (file, mut nar) = (dir.join("file"), Vec::new());
+    std::fs::write(&file, &contents).unwrap();
+    dump(&file, &mut nar).unwrap();
+    (contents, nar)
+}
+
 impl Twice {
     async fn publish() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let node = Node::open(Settings { state: dir.path().join("state"), ..Settings::default() }).await.unwrap();
-        // They do not compress.
-        let contents: Vec<u8> = (0..128_u8).flat_map(|number| Sha256::digest([number])).collect();
-        let (file, mut nar) = (dir.path().join("file"), Vec::new());
-        std::fs::write(&file, &contents).unwrap();
-        dump(&file, &mut nar).unwrap();
+        let (contents, nar) = noise(dir.path());
         let older = node.cache().stage(&nar[..], Profile::UnixfsV0_2015).unwrap();
         let newer = node.cache().stage(&nar[..], Profile::UnixfsV1_2025).unwrap();
         let (nar_hash, nar_size, references, signatures) = (older.nar_hash, older.nar_size, Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cache::{Audience, Claim};
-use crate::nix::dump::dump;
+use crate::jobs::tests::noise;
 use crate::node::Settings;
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
@@ -16,11 +16,7 @@ fn path(name: &str) -> StorePath {
 async fn paths_that_cannot_be_copied_do_not_end_the_repair_of_others() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::open(Settings { state: dir.path().join("state"), ..Settings::default() }).await.unwrap();
-    // They do not compress.
-    let contents: Vec<u8> = (0..128_u8).flat_map(|number| Sha256::digest([number])).collect();
-    let (file, mut nar) = (dir.path().join("file"), Vec::new());
-    std::fs::write(&file, &contents).unwrap();
-    dump(&file, &mut nar).unwrap();
+    let (contents, nar) = noise(dir.path());
     let staged = node.cache().stage(&nar[..], Profile::UnixfsV0_2015).unwrap();
     // Neither tree is there: the one path is forgotten with the next gc, the other is broken.
     for (name, keep) in [("weak", Keep::Weak), ("rooted", Keep::Rooted)] {
