@@ -116,13 +116,11 @@ pub struct Complete(Tree);
 pub fn publish(trees: Vec<Complete>) -> Vec<Result<(), UnpackError>> {
     let Some(Complete(first)) = trees.first() else { return Vec::new() };
     let written = rustix::fs::syncfs(&first.parent);
-    let parent = first.parent.try_clone();
+    let parent = rustix::io::fcntl_dupfd_cloexec(&first.parent, 0);
     let named: Vec<_> = trees.into_iter().map(|Complete(tree)| tree.take_name(written)).collect();
-    let durable = parent.and_then(|parent| Ok(rustix::fs::fsync(parent)?));
-    let kind = durable.map_err(|error| error.kind());
-    let durable = |target: PathBuf| {
-        kind.map_err(|kind| UnpackError::Io { action: "write to disk", path: target, source: kind.into() })
-    };
+    let synced = parent.and_then(rustix::fs::fsync);
+    let durable =
+        |path: PathBuf| synced.map_err(|error| UnpackError::Io { action: "write to disk", path, source: error.into() });
     named.into_iter().map(|named| named.and_then(durable)).collect()
 }
 

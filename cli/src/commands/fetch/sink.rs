@@ -137,7 +137,7 @@ impl Sink {
         Ok(())
     }
 
-    /// The path that began last is complete and verified. A tree has yet to take its place; all else has.
+    /// The path that began last is complete and verified. A file takes its place; a tree is returned, and has yet to.
     ///
     /// # Errors
     /// When it is no NAR, cannot be made durable, or something has appeared in its place.
