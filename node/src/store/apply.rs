@@ -4,31 +4,32 @@
 //! changes once more in the same order leaves the same rows, so a replay may start too early.
 
 use super::index::{
-    self, Applied, BLOCK, BlockRow, Index, MAX_ROWS, NAR, PATH, PIN, Position, STALE_PUBLIC, State, UNSHOWN, key,
+    Applied, BLOCK, BlockRow, Index, MAX_ROWS, NAR, PATH, PIN, Position, Rows, STALE_PUBLIC, STATE, State, UNSHOWN, key,
 };
 use super::log::{Change, What};
 use super::ops::{Batch, CidPin, Gone, NarRecord, Op, PathRecord, Row};
 use super::{StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
-use std::collections::{BTreeMap, HashSet};
+use sled::IVec;
+use std::collections::HashSet;
 use std::sync::MutexGuard;
 
-/// Changes rows in sled batches of at most [`MAX_ROWS`], each with the state that goes with it.
+/// Changes rows, as many as [`MAX_ROWS`] at once, each time with the state that goes with them.
 #[derive(Debug)]
 pub(super) struct Writer<'a> {
     index: &'a Index,
     applied: MutexGuard<'a, Applied>,
-    /// The state once all that is staged is written.
+    /// The state with all that is in `rows`.
     state: State,
-    staged: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    rows: Rows,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(index: &'a Index) -> Self {
         let applied = lock(&index.applied);
         let state = applied.state;
-        Self { index, applied, state, staged: BTreeMap::new() }
+        Self { index, applied, state, rows: Rows::new() }
     }
 
     /// Applies one record of the log.
@@ -46,24 +47,21 @@ impl<'a> Writer<'a> {
         self.state.position = position;
     }
 
-    /// Writes what is staged.
+    /// Lets readers see the rest.
     pub(super) fn finish(mut self) -> Result<(), StoreError> {
-        self.write()
+        self.stage()
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.staged.get(key) {
-            Some(staged) => Ok(staged.clone()),
-            None => Ok(self.index.db.get(key).map_err(self.index.failure())?.map(|bytes| bytes.to_vec())),
-        }
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, StoreError> {
+        self.rows.get(key).map_or_else(|| self.index.get(key), |row| Ok(row.clone()))
     }
 
-    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
-        self.stage(key, Some(value))
+    fn put(&mut self, key: Vec<u8>, row: Vec<u8>) -> Result<(), StoreError> {
+        self.change(key, Some(row.into()))
     }
 
     fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
-        self.stage(key, None)
+        self.change(key, None)
     }
 
     fn block(&self, digest: &Digest) -> Result<Option<BlockRow>, StoreError> {
@@ -185,7 +183,8 @@ impl<'a> Writer<'a> {
 
     /// Removes all metadata that a snapshot did not name: it was deleted by records that are gone themselves.
     fn keep_only(&mut self, keys: &HashSet<Vec<u8>>) -> Result<(), StoreError> {
-        self.write()?;
+        self.stage()?;
+        self.index.settle(&self.applied)?;
         let mut dead = Vec::new();
         for kind in [NAR, PATH, PIN] {
             for row in self.index.db.scan_prefix([kind]) {
@@ -199,58 +198,45 @@ impl<'a> Writer<'a> {
         dead.into_iter().try_for_each(|key| self.remove(key))
     }
 
-    fn stage(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), StoreError> {
-        self.staged.insert(key, value);
+    fn change(&mut self, key: Vec<u8>, row: Option<IVec>) -> Result<(), StoreError> {
+        self.rows.insert(key, row);
         // The position stays before the record that these rows belong to until all of it is applied.
-        if self.staged.len() < MAX_ROWS { Ok(()) } else { self.write() }
+        if self.rows.len() < MAX_ROWS { Ok(()) } else { self.stage() }
     }
 
-    fn write(&mut self) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in std::mem::take(&mut self.staged) {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
-        }
-        let (key, row) = index::state_row(&self.state);
-        batch.insert(key, row);
-        self.index.db.apply_batch(batch).map_err(self.index.failure())?;
+    fn stage(&mut self) -> Result<(), StoreError> {
+        self.rows.insert(STATE.to_vec(), Some(self.state.to_row().into()));
         self.applied.state = self.state;
-        Ok(())
+        self.index.stage(&self.applied, std::mem::take(&mut self.rows))
     }
 }
 
-// What follows leaves the position in the log as it is, and goes row by row: a sled batch makes two syncs of its
-// own, and the disk should be free for those of the log. sled keeps the order, so a note is never gone before what it
-// asks for is done.
+// What follows leaves the position in the log as it is. A note is never gone before what it asks for is done: rows go to
+// sled in the order in which they were staged, or together.
 
 /// Sets or clears the public flag of blocks that are there; no record of the log changes.
 pub(super) fn set_public(index: &Index, digests: &[Digest], public: bool) -> Result<(), StoreError> {
-    let _alone = lock(&index.applied);
+    let alone = lock(&index.applied);
+    let mut rows = Rows::new();
     for digest in digests {
         if let Some(row) = index.block(digest)?.filter(|row| row.public != public) {
-            let row = BlockRow { public, ..row }.to_row();
-            index.db.insert(key(BLOCK, &digest.0), row).map_err(index.failure())?;
+            rows.insert(key(BLOCK, &digest.0), Some(BlockRow { public, ..row }.to_row().into()));
         }
     }
-    Ok(())
+    index.stage(&alone, rows)
 }
 
 /// Notes that all blocks of these roots are public now.
 pub(super) fn shown(index: &Index, roots: &[Cid]) -> Result<(), StoreError> {
-    let _alone = lock(&index.applied);
-    for root in roots {
-        index.db.remove(key(UNSHOWN, &root.to_bytes())).map_err(index.failure())?;
-    }
-    Ok(())
+    let alone = lock(&index.applied);
+    index.stage(&alone, roots.iter().map(|root| (key(UNSHOWN, &root.to_bytes()), None)).collect())
 }
 
 /// Removes the note `stale`, unless there is a newer one.
 pub(super) fn public_is_fresh(index: &Index, stale: &[u8]) -> Result<(), StoreError> {
-    let _alone = lock(&index.applied);
-    if index.stale_public()?.as_deref() == Some(stale) {
-        index.db.remove(STALE_PUBLIC).map_err(index.failure())?;
+    let alone = lock(&index.applied);
+    if index.stale_public()?.as_deref() != Some(stale) {
+        return Ok(());
     }
-    Ok(())
+    index.stage(&alone, Rows::from([(STALE_PUBLIC.to_vec(), None)]))
 }

@@ -2,7 +2,8 @@
 //!
 //! One tree holds all rows, the first byte of a key telling the kind, so that one sled batch can hold the
 //! changes and the position in the log up to which they are applied. Nothing relies on sled's durability: it may
-//! come back as it was some time ago, and the log is replayed from the position it remembers.
+//! come back as it was some time ago, and the log is replayed from the position it remembers. So rows wait in memory,
+//! where they are found at once, until there are enough of them: each sled batch makes two syncs of its own.
 
 use super::apply::Writer;
 use super::log::Change;
@@ -13,7 +14,8 @@ use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
-use std::collections::HashSet;
+use sled::IVec;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +25,8 @@ use std::{fs, thread};
 
 /// Rows in one sled batch: larger ones cost memory out of proportion.
 pub(super) const MAX_ROWS: usize = 1_000;
+/// Bytes of rows that wait for one.
+const MAX_STAGED: usize = 1 << 20;
 /// Bytes of sled's page cache (its default is 1 GiB).
 const CACHE: u64 = 16 << 20;
 /// How long sled's lock may outlive a `Db` that this process dropped just now.
@@ -36,7 +40,8 @@ pub(super) const PIN: u8 = b'c';
 pub(super) const UNSHOWN: u8 = b'u';
 /// There while blocks may be public that no longer should be.
 pub(super) const STALE_PUBLIC: &[u8] = b"s";
-const STATE: &[u8] = b"m";
+/// Where the index stands.
+pub(super) const STATE: &[u8] = b"m";
 
 /// File that is there while the index is closed in good order.
 const CLOSED: &str = "closed";
@@ -92,6 +97,17 @@ pub(super) struct Applied {
     pub(super) snapshot: Option<HashSet<Vec<u8>>>,
 }
 
+/// Rows by their keys; `None`: removed.
+pub(super) type Rows = BTreeMap<Vec<u8>, Option<IVec>>;
+
+/// Rows that are applied but not in sled yet.
+#[derive(Debug, Default)]
+struct Staged {
+    rows: Rows,
+    /// Bytes of all that came since the last sled batch.
+    bytes: usize,
+}
+
 /// The index of one store.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -101,6 +117,7 @@ pub(super) struct Index {
     dir: PathBuf,
     /// Held by whoever changes rows.
     pub(super) applied: Mutex<Applied>,
+    staged: Mutex<Staged>,
 }
 
 impl Index {
@@ -114,7 +131,8 @@ impl Index {
         let state = db.get(STATE).map_err(StoreError::Index)?;
         let state = state.and_then(|bytes| State::from_row(&bytes)).unwrap_or_default();
         let applied = Mutex::new(Applied { state, snapshot: None });
-        let index = Self { db, applied, sound: Arc::new(AtomicBool::new(true)), dir: dir.to_owned() };
+        let sound = Arc::new(AtomicBool::new(true));
+        let index = Self { db, applied, staged: Mutex::default(), sound, dir: dir.to_owned() };
         if !is_new && !was_closed {
             index.check()?;
         }
@@ -189,12 +207,49 @@ impl Index {
 
     /// The note that blocks may be public that no longer should be.
     pub(super) fn stale_public(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.db.get(STALE_PUBLIC).map_err(self.failure())?.map(|note| note.to_vec()))
+        Ok(self.get(STALE_PUBLIC)?.map(|note| note.to_vec()))
     }
 
     /// Hands what is applied to the kernel, so that a replay after a kill is short.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.settle(&lock(&self.applied))?;
         self.db.flush().map(|_| ()).map_err(self.failure())
+    }
+
+    /// Changes rows, for readers all at once.
+    pub(super) fn stage(&self, alone: &Applied, rows: Rows) -> Result<(), StoreError> {
+        let mut staged = lock(&self.staged);
+        staged.bytes +=
+            rows.iter().map(|(key, row)| key.len() + row.as_ref().map_or(0, |row| row.len())).sum::<usize>();
+        staged.rows.extend(rows);
+        let full = staged.rows.len() >= MAX_ROWS || staged.bytes >= MAX_STAGED;
+        drop(staged);
+        if full { self.settle(alone) } else { Ok(()) }
+    }
+
+    /// Puts all rows that wait into sled, in one batch.
+    pub(super) fn settle(&self, _alone: &Applied) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        let staged = lock(&self.staged);
+        if staged.rows.is_empty() {
+            return Ok(());
+        }
+        for (key, row) in &staged.rows {
+            match row {
+                Some(row) => batch.insert(&key[..], row),
+                None => batch.remove(&key[..]),
+            }
+        }
+        drop(staged);
+        self.db.apply_batch(batch).map_err(self.failure())?;
+        // A row is in sled before it leaves here, so whoever looks there second misses nothing.
+        *lock(&self.staged) = Staged::default();
+        Ok(())
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<IVec>, StoreError> {
+        let staged = lock(&self.staged).rows.get(key).cloned();
+        staged.map_or_else(|| self.db.get(key).map_err(self.failure()), Ok)
     }
 
     /// A row in the form that it has in the database.
@@ -203,8 +258,7 @@ impl Index {
     }
 
     fn row<R: Row>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
-        let row = self.db.get(key).map_err(self.failure())?;
-        row.map(|row| self.decode(&row)).transpose()
+        self.get(key)?.map(|row| self.decode(&row)).transpose()
     }
 
     fn rows<T, D>(&self, kind: u8, decode: D) -> impl Iterator<Item = Result<T, StoreError>> + use<T, D>
@@ -212,10 +266,12 @@ impl Index {
         D: Fn(&[u8], &[u8]) -> Option<T>,
     {
         let failure = self.failure();
-        self.db.scan_prefix([kind]).map(move |row| {
+        let settled = self.settle(&lock(&self.applied));
+        let rows = self.db.scan_prefix([kind]).map(move |row| {
             let (key, row) = row.map_err(&failure)?;
             decode(&key[1..], &row).ok_or_else(|| failure(corruption()))
-        })
+        });
+        settled.err().map(Err).into_iter().chain(rows)
     }
 }
 
@@ -253,11 +309,6 @@ pub(super) fn key(kind: u8, name: &[u8]) -> Vec<u8> {
 
 fn corruption() -> sled::Error {
     sled::Error::Corruption { at: None, bt: () }
-}
-
-/// The row that tells where the index stands.
-pub(super) fn state_row(state: &State) -> (&'static [u8], Vec<u8>) {
-    (STATE, state.to_row())
 }
 
 impl Row for State {

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Invariants:
-//! - Acknowledged is durable: append → fdatasync → index → return. The packs alone rebuild the index.
+//! - Acknowledged is durable: append → fdatasync → index → return. The index may have it in memory only: the log has it,
+//!   and the packs alone rebuild the index.
 //! - What a record refers to lies before it in the log, so one sync covers both.
 //! - A block is hashed on its way out. Only to who hashes it himself, [`Store::get`] gives it after comparing checksums.
 //! - What a record refers to lies in the packs, or, as leaves, in the tree of the record's own path (see [`Keep`]).

@@ -127,6 +127,8 @@ impl Store {
         }
         self.write_snapshot()?;
         self.settle_deletions(&doomed)?;
+        // An index that comes back from before the snapshot would look for these segments.
+        self.0.log.index.flush()?;
         for number in doomed {
             segments.remove(number)?;
         }

@@ -1,6 +1,7 @@
 //! What an interrupted commit left to be shown or hidden.
 
-use super::super::{apply, index};
+use super::super::index::{self, Rows};
+use super::super::{apply, lock};
 use super::*;
 
 #[test]
@@ -14,9 +15,11 @@ fn opening_shows_and_hides_what_a_commit_had_only_begun_to() {
     let digests: Vec<_> = dag.iter().map(|block| block.digest().unwrap()).collect();
     for done in 0..=digests.len() {
         let index = &store.0.log.index;
-        index.db.insert(index::key(index::UNSHOWN, &root(&dag).to_bytes()), Vec::new()).unwrap();
+        let note =
+            |key, note: &[u8]| index.stage(&lock(&index.applied), Rows::from([(key, Some(note.into()))])).unwrap();
+        note(index::key(index::UNSHOWN, &root(&dag).to_bytes()), &[]);
         apply::set_public(index, &digests[done..], false).unwrap();
-        index.db.insert(index::STALE_PUBLIC, vec![7]).unwrap();
+        note(index::STALE_PUBLIC.to_vec(), &[7]);
         apply::set_public(index, &[other.digest().unwrap()], true).unwrap();
         drop(store);
         store = small(dir.path());

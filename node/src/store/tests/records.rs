@@ -1,6 +1,7 @@
 //! Putting, getting and committing.
 
 use super::super::StoreError;
+use super::super::index::{MAX_ROWS, PATH, key};
 use super::super::ops::{Batch, Gone};
 use super::*;
 use nipfs_proto::block::{Digest, MAX_BLOCK};
@@ -66,6 +67,30 @@ fn an_entry_is_there_after_its_commit_and_its_blocks_are_public() {
     lease.put(&other).unwrap();
     lease.commit(Vec::new()).unwrap();
     assert!(!store.is_public(&other.digest().unwrap()).unwrap());
+}
+
+#[test]
+fn what_waits_for_a_batch_of_the_index_is_found_and_listed() {
+    let (_dir, store) = open();
+    let index = &store.0.log.index;
+    let in_sled = || index.db.contains_key(key(PATH, hash_part(1).as_str().as_bytes())).unwrap();
+    let dag = publish(&store, 1);
+    assert_eq!(store.path(&hash_part(1)).unwrap(), Some(path(1, root(&dag))));
+    assert!(!in_sled());
+    assert_eq!(store.paths().collect::<Result<Vec<_>, _>>().unwrap(), [path(1, root(&dag))]);
+    assert!(in_sled());
+    store.commit(vec![Op::RemovePath(hash_part(1))]).unwrap();
+    assert_eq!(store.path(&hash_part(1)).unwrap(), None);
+    assert_eq!(store.paths().count(), 0);
+    assert!(!in_sled());
+    // Many rows go without being asked for.
+    let lease = store.lease();
+    for seed in 2..MAX_ROWS as u64 {
+        let block = leaf(seed, 10);
+        lease.put(&block).unwrap();
+        lease.commit(vec![pin(*block.cid())]).unwrap();
+    }
+    assert!(index.db.len() > MAX_ROWS);
 }
 
 #[test]
