@@ -7,7 +7,7 @@ mod ahead;
 mod turns;
 
 use super::Events;
-use super::narinfos::{Checked, Narinfos, parse_hash, parse_keys};
+use super::narinfos::{Checked, Narinfos, Waiting, parse_hash, parse_keys};
 use super::obtain::{Obtain, Obtained, Places, Purpose};
 use super::places::{Whom, places};
 use crate::Node;
@@ -65,6 +65,7 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
             continue;
         };
         let Some(next) = found.remove(&hash) else { continue };
+        let next = next.checked()?;
         let delivery = getter.deliver(&next, ahead.take(&hash));
         pin_mut!(delivery);
         let delivered = loop {
@@ -102,7 +103,7 @@ async fn prepare(
     mut narinfos: Narinfos<'_>,
     places: impl Future<Output = Result<Getter, Failure>>,
     ahead: &mut Ahead,
-) -> Result<(BTreeMap<StorePathHash, Arc<Checked>>, Getter), Failure> {
+) -> Result<(BTreeMap<StorePathHash, Waiting>, Getter), Failure> {
     pin_mut!(places);
     let mut getter = None;
     loop {

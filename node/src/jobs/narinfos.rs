@@ -9,9 +9,8 @@ use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::signature::PublicKey;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
-use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo};
+use nipfs_proto::nix::trust::{TrustedKeys, TrustedNarInfo, TrustedText};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Narinfo requests in flight.
@@ -30,6 +29,35 @@ pub(crate) struct Checked {
     pub(crate) upstream: Option<Upstream>,
 }
 
+/// A [`Checked`] narinfo of a closure until its turn comes: thousands wait, so only the text is kept, and what turns are
+/// made of.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    text: TrustedText,
+    pub(crate) nar_size: u64,
+    pub(crate) references: Box<[StorePathHash]>,
+    profile: Option<Profile>,
+    upstream: Option<Upstream>,
+}
+
+impl Waiting {
+    pub(crate) fn new(checked: Checked) -> Self {
+        let Checked { trusted, profile, upstream } = checked;
+        let narinfo = trusted.info();
+        let references = narinfo.references().iter().map(StorePath::hash_part).collect();
+        Self { text: TrustedText::from(&trusted), nar_size: narinfo.nar_size(), references, profile, upstream }
+    }
+
+    /// The narinfo again.
+    ///
+    /// # Errors
+    /// None, as its text was read before.
+    pub(crate) fn checked(&self) -> Result<Checked, Failure> {
+        let trusted = self.text.read().map_err(|error| Failure::from_error(Class::Refused, &error))?;
+        Ok(Checked { trusted, profile: self.profile, upstream: self.upstream.clone() })
+    }
+}
+
 /// Asks for narinfos, and for those of all they refer to.
 pub(crate) struct Narinfos<'a> {
     upstreams: &'a [Upstream],
@@ -40,7 +68,7 @@ pub(crate) struct Narinfos<'a> {
     waiting: VecDeque<StorePathHash>,
     asking: FuturesUnordered<BoxFuture<'a, Result<Checked, Failure>>>,
     /// What came so far.
-    pub(crate) found: BTreeMap<StorePathHash, Arc<Checked>>,
+    pub(crate) found: BTreeMap<StorePathHash, Waiting>,
 }
 
 impl<'a> Narinfos<'a> {
@@ -70,17 +98,17 @@ impl<'a> Narinfos<'a> {
             self.asking.push(Box::pin(narinfo(hash, self.upstreams, self.keys)));
         }
         let Some(checked) = self.asking.next().await.transpose()? else { return Ok(None) };
-        let narinfo = checked.trusted.info();
+        let path = checked.trusted.info().store_path().clone();
+        let found = Waiting::new(checked);
         if self.closure {
-            let references = narinfo.references().iter().map(StorePath::hash_part);
-            self.waiting.extend(references.filter(|hash| self.seen.insert(*hash)));
+            self.waiting.extend(found.references.iter().copied().filter(|hash| self.seen.insert(*hash)));
         }
         if self.seen.len() > MAX_CLOSURE {
-            let text = format!("{}: closure of more than {MAX_CLOSURE} paths", narinfo.store_path().to_absolute_path());
+            let text = format!("{}: closure of more than {MAX_CLOSURE} paths", path.to_absolute_path());
             return Err(Failure::new(Class::Refused, text));
         }
-        let hash = narinfo.store_path().hash_part();
-        self.found.insert(hash, Arc::new(checked));
+        let hash = path.hash_part();
+        self.found.insert(hash, found);
         Ok(Some(hash))
     }
 }
@@ -131,19 +159,18 @@ pub(crate) fn bound_profile(keys: &TrustedKeys, narinfo: &NarInfo) -> Option<Pro
 }
 
 /// Each path after what it refers to; cycles (which Nix does not make) end in some order.
-pub(crate) fn dependencies_first(checked: &BTreeMap<StorePathHash, Arc<Checked>>) -> Vec<StorePathHash> {
-    let mut order = Vec::with_capacity(checked.len());
+pub(crate) fn dependencies_first(found: &BTreeMap<StorePathHash, Waiting>) -> Vec<StorePathHash> {
+    let mut order = Vec::with_capacity(found.len());
     let mut seen = BTreeSet::new();
-    for start in checked.keys() {
+    for start in found.keys() {
         let mut stack = vec![(*start, false)];
         while let Some((hash, expanded)) = stack.pop() {
             if expanded {
                 order.push(hash);
             } else if seen.insert(hash) {
                 stack.push((hash, true));
-                let references = checked[&hash].trusted.info().references();
-                let next = references.iter().map(StorePath::hash_part).filter(|next| checked.contains_key(next));
-                stack.extend(next.map(|next| (next, false)));
+                let next = found[&hash].references.iter().filter(|next| found.contains_key(next));
+                stack.extend(next.map(|next| (*next, false)));
             }
         }
     }

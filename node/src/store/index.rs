@@ -25,8 +25,9 @@ use std::{fs, thread};
 
 /// Rows in one sled batch: larger ones cost memory out of proportion.
 pub(super) const MAX_ROWS: usize = 1_000;
-/// Bytes of rows that wait for one.
-const MAX_STAGED: usize = 1 << 20;
+/// Rows that wait for one, and their bytes. What sled replaces for each row of a batch it keeps to the batch's end, and
+/// longer in the threads that wrote it.
+const MAX_STAGED: (usize, usize) = (250, 1 << 20);
 /// Bytes of sled's page cache (its default is 1 GiB).
 const CACHE: u64 = 16 << 20;
 /// How long sled's lock may outlive a `Db` that this process dropped just now.
@@ -222,7 +223,7 @@ impl Index {
         staged.bytes +=
             rows.iter().map(|(key, row)| key.len() + row.as_ref().map_or(0, |row| row.len())).sum::<usize>();
         staged.rows.extend(rows);
-        let full = staged.rows.len() >= MAX_ROWS || staged.bytes >= MAX_STAGED;
+        let full = staged.rows.len() >= MAX_STAGED.0 || staged.bytes >= MAX_STAGED.1;
         drop(staged);
         if full { self.settle(alone) } else { Ok(()) }
     }

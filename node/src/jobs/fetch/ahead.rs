@@ -5,7 +5,7 @@
 
 use super::Getter;
 use crate::control::protocol::{Class, Failure};
-use crate::jobs::narinfos::Checked;
+use crate::jobs::narinfos::Waiting;
 use crate::jobs::obtain::Obtained;
 use nipfs_proto::nix::store_path::StorePathHash;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,8 +23,8 @@ const MIN_COST: u32 = BYTES_AHEAD / 64;
 const PATHS_AHEAD: usize = 2 * 64;
 
 /// Whether a NAR is got ahead of its turn.
-pub(super) fn is_small(checked: &Checked) -> bool {
-    checked.trusted.info().nar_size() <= SMALL
+pub(super) fn is_small(waiting: &Waiting) -> bool {
+    waiting.nar_size <= SMALL
 }
 
 /// What is got ahead. Dropping it stops all that is in work.
@@ -35,7 +35,7 @@ pub(super) struct Ahead {
     /// Bytes that may be in work.
     window: Arc<Semaphore>,
     /// In work, or has been.
-    early: BTreeMap<StorePathHash, Option<Result<Obtained, Failure>>>,
+    early: BTreeMap<StorePathHash, Option<Box<Result<Obtained, Failure>>>>,
 }
 
 impl Ahead {
@@ -55,17 +55,18 @@ impl Ahead {
     }
 
     /// Starts what may be in work.
-    pub(super) fn start(&mut self, getter: &Getter, found: &BTreeMap<StorePathHash, Arc<Checked>>) {
+    pub(super) fn start(&mut self, getter: &Getter, found: &BTreeMap<StorePathHash, Waiting>) {
         while self.work.len() < PATHS_AHEAD
             && let Some(hash) = self.waiting.pop_front()
         {
-            let (getter, checked, window) = (getter.clone(), found[&hash].clone(), self.window.clone());
-            let bytes = u32::try_from(checked.trusted.info().nar_size()).unwrap_or(BYTES_AHEAD);
+            let (getter, window, waiting) = (getter.clone(), self.window.clone(), &found[&hash]);
+            let bytes = u32::try_from(waiting.nar_size).unwrap_or(BYTES_AHEAD);
+            let checked = waiting.checked();
             self.early.insert(hash, None);
             self.work.spawn(async move {
                 let _part = window.acquire_many_owned(bytes.clamp(MIN_COST, BYTES_AHEAD)).await;
                 // What only waits for its part stays small.
-                (hash, Box::pin(getter.obtain(&checked, false)).await)
+                (hash, Box::pin(async { getter.obtain(&checked?, false).await }).await)
             });
         }
     }
@@ -77,7 +78,7 @@ impl Ahead {
     pub(super) async fn next(&mut self) -> Result<Option<StorePathHash>, Failure> {
         let Some(joined) = self.work.join_next().await else { return Ok(None) };
         let (hash, obtained) = joined.map_err(|error| Failure::from_error(Class::Failed, &error))?;
-        self.early.insert(hash, Some(obtained));
+        self.early.insert(hash, Some(Box::new(obtained)));
         Ok(Some(hash))
     }
 
@@ -93,6 +94,6 @@ impl Ahead {
 
     /// What became of one that is here; `None` when it was not got ahead.
     pub(super) fn take(&mut self, hash: &StorePathHash) -> Option<Result<Obtained, Failure>> {
-        self.early.remove(hash).flatten()
+        self.early.remove(hash).flatten().map(|obtained| *obtained)
     }
 }

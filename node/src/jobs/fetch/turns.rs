@@ -1,9 +1,8 @@
 //! Whose turn it is: a path comes after all it refers to, and among those that may come, whoever is ready first.
 
-use crate::jobs::narinfos::{Checked, dependencies_first};
-use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
+use crate::jobs::narinfos::{Waiting, dependencies_first};
+use nipfs_proto::nix::store_path::StorePathHash;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 /// The turns of a closure.
 #[derive(Debug)]
@@ -25,14 +24,14 @@ struct Path {
 impl Turns {
     /// The turns of all that was `found`; nothing of it is ready. And an order in which each path comes after what it
     /// refers to. Of a cycle (which Nix does not make) some path comes first.
-    pub(super) fn new(found: &BTreeMap<StorePathHash, Arc<Checked>>) -> (Self, Vec<StorePathHash>) {
+    pub(super) fn new(found: &BTreeMap<StorePathHash, Waiting>) -> (Self, Vec<StorePathHash>) {
         let order = dependencies_first(found);
         let mut paths: BTreeMap<StorePathHash, Path> = BTreeMap::new();
         for hash in &order {
             let mut path = Path::default();
-            for reference in found[hash].trusted.info().references().iter().map(StorePath::hash_part) {
+            for reference in &found[hash].references {
                 // What comes later in the order is not waited for: it closes a cycle.
-                if let Some(before) = paths.get_mut(&reference) {
+                if let Some(before) = paths.get_mut(reference) {
                     before.awaited_by.push(*hash);
                     path.waits_for += 1;
                 }
@@ -73,8 +72,10 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::narinfos::Checked;
     use nipfs_proto::nix::NarHash;
     use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
+    use nipfs_proto::nix::store_path::StorePath;
     use nipfs_proto::nix::trust::TrustedNarInfo;
 
     fn path(name: char) -> StorePath {
@@ -94,7 +95,7 @@ mod tests {
                 ca: None,
             });
             let trusted = TrustedNarInfo::own(info.unwrap());
-            (path(*name).hash_part(), Arc::new(Checked { trusted, profile: None, upstream: None }))
+            (path(*name).hash_part(), Waiting::new(Checked { trusted, profile: None, upstream: None }))
         };
         Turns::new(&references.iter().map(checked).collect())
     }
