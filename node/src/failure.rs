@@ -82,7 +82,7 @@ classify!(ReadError, |error| match &error {
 });
 classify!(CacheError, |error| match &error {
     CacheError::Store(source) => store_class(source),
-    CacheError::Input(_) => Class::Failed,
+    CacheError::Input(_) | CacheError::Abandoned => Class::Failed,
     CacheError::Nar(_) | CacheError::Mismatch { .. } => Class::Refused,
     CacheError::NoNar { .. } => Class::NotFound,
 });

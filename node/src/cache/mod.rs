@@ -9,8 +9,12 @@
 //!   what was fetched too.
 
 mod text;
+mod together;
+
+pub use self::together::Purpose;
 
 use self::text::{names, text_of, with_signatures_of};
+use self::together::Together;
 use crate::dag::import::{ImportError, import};
 use crate::store::{Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
 use nipfs_proto::Cid;
@@ -21,6 +25,7 @@ use nipfs_proto::nix::nar::{NarError, Reader};
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
 use nipfs_proto::nix::trust::TrustedNarInfo;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -141,6 +146,9 @@ pub enum CacheError {
         /// The NAR's hash.
         nar_hash: NarHash,
     },
+    /// Whoever was to make the commit panicked.
+    #[error("a commit failed in an unexpected way; the log says more")]
+    Abandoned,
 }
 
 /// The cache. Cheap to clone.
@@ -151,6 +159,7 @@ pub struct Cache {
     paths: Arc<[Mutex<()>; 64]>,
     /// The same for the records of NARs, by NarHash; taken after the path's.
     nars: Arc<[Mutex<()>; 64]>,
+    together: Arc<Together>,
 }
 
 impl Cache {
@@ -158,7 +167,7 @@ impl Cache {
     #[must_use]
     pub fn new(store: Store) -> Self {
         let locks = || Arc::new([const { Mutex::new(()) }; 64]);
-        Self { store, paths: locks(), nars: locks() }
+        Self { store, paths: locks(), nars: locks(), together: Arc::default() }
     }
 
     /// The store below.
@@ -235,16 +244,31 @@ impl Cache {
     /// is no content, and the store's errors.
     pub fn commit(&self, claim: Claim<'_>, staged: Option<&Staged>, audience: Audience) -> Result<(), CacheError> {
         let narinfo = claim.narinfo();
+        let _path = hold(&*self.paths, [narinfo.store_path().hash_part().as_str().as_bytes()]);
+        let _nar = hold(&*self.nars, [&narinfo.nar_hash().0[..]]);
+        match self.prepare(claim, staged, audience)? {
+            Some((lease, ops)) => Ok(lease.commit(ops)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What [`Self::commit`] has to change, and the lease that protects what it needs; `None` when it is done already.
+    /// The locks of the path and of the NAR are held.
+    fn prepare(
+        &self,
+        claim: Claim<'_>,
+        staged: Option<&Staged>,
+        audience: Audience,
+    ) -> Result<Option<(Arc<Lease>, Vec<Op>)>, CacheError> {
+        let narinfo = claim.narinfo();
         let path = narinfo.store_path().to_absolute_path();
         let hash = narinfo.store_path().hash_part();
         let fetched = matches!(claim, Claim::Fetched(_));
-        let _path = lock(&*self.paths, hash.as_str().as_bytes());
         let published = |path: &PathRecord| path.published && !path.is_shared() && self.store.is_backed(path);
         let published = self.store.path(&hash)?.filter(published);
         if let (Claim::Uploaded(_), Some(before)) = (&claim, published) {
-            return self.add_signatures(before, narinfo);
+            return self.add_signatures(before, narinfo).map(|()| None);
         }
-        let _nar = lock(&*self.nars, &narinfo.nar_hash().0);
         let held = self.store.nar(&narinfo.nar_hash())?;
         let mut record = match (staged, held) {
             (None, None) => return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() }),
@@ -282,7 +306,7 @@ impl Cache {
             // shown again, where they had been left to a mirror.
             Some(before) if fetched && (before.published || before.pinned) => {
                 if before.nar_hash != narinfo.nar_hash() {
-                    return Ok(());
+                    return Ok(None);
                 }
                 let left = (!before.pinned).then_some(Op::PutPath(before));
                 [put].into_iter().chain(left).collect()
@@ -303,7 +327,7 @@ impl Cache {
                 forget.into_iter().chain([put, path]).collect()
             }
         };
-        Ok(lease.commit(ops)?)
+        Ok(Some((lease, ops)))
     }
 
     /// Adds the signatures of `narinfo` to a published path; its lock is held.
@@ -322,9 +346,9 @@ impl Cache {
     /// # Errors
     /// The store's; [`StoreError::Incomplete`] when blocks are missing.
     pub fn pin(&self, hash: &StorePathHash, lease: &Lease) -> Result<bool, StoreError> {
-        let _path = lock(&*self.paths, hash.as_str().as_bytes());
+        let _path = hold(&*self.paths, [hash.as_str().as_bytes()]);
         let Some(path) = self.store.path(hash)? else { return Ok(false) };
-        let _nar = lock(&*self.nars, &path.nar_hash.0);
+        let _nar = hold(&*self.nars, [&path.nar_hash.0[..]]);
         let Some(mut record) = self.store.nar(&path.nar_hash)? else { return Ok(false) };
         let forget = keep_whole(&mut record, lease)?;
         let keep = if path.pinned && self.store.is_backed(&path) { path.keep } else { Keep::Copy };
@@ -361,7 +385,7 @@ impl Cache {
         lease: &Lease,
         change: impl FnOnce(PathRecord) -> Option<Op>,
     ) -> Result<bool, StoreError> {
-        let _path = lock(&*self.paths, hash.as_str().as_bytes());
+        let _path = hold(&*self.paths, [hash.as_str().as_bytes()]);
         let Some(op) = self.store.path(hash)?.and_then(change) else { return Ok(false) };
         lease.commit(vec![op])?;
         Ok(true)
@@ -432,10 +456,11 @@ impl Cache {
     }
 }
 
-/// Holds the one of `locks` that belongs to `key`.
-fn lock<'a>(locks: &'a [Mutex<()>], key: &[u8]) -> MutexGuard<'a, ()> {
-    let place = key.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-    locks[place % locks.len()].lock().unwrap_or_else(PoisonError::into_inner)
+/// Holds those of `locks` that belong to `keys`: always in the same order, so that nobody waits in a circle.
+fn hold<'a, 'k>(locks: &'a [Mutex<()>], keys: impl IntoIterator<Item = &'k [u8]>) -> Vec<MutexGuard<'a, ()>> {
+    let sum = |key: &[u8]| key.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    let places: BTreeSet<usize> = keys.into_iter().map(|key| sum(key) % locks.len()).collect();
+    places.into_iter().map(|place| locks[place].lock().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
 /// Leaves the roots whose blocks are all here, and protects those: blocks of older ones may have been given to a mirror,

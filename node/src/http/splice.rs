@@ -5,7 +5,7 @@
 
 use super::passing::Passed;
 use super::site::Site;
-use crate::cache::{Audience, Claim, Staged};
+use crate::cache::{Audience, Purpose, Staged};
 use crate::dag::read::{Sources, read};
 use crate::store::Lease;
 use bytes::Bytes;
@@ -162,16 +162,10 @@ impl Splice {
 
     /// Lets this machine find the NAR here the next time. A failure costs only that.
     async fn keep(&mut self, keep: Box<Keep>, root: Cid, lease: Arc<Lease>) {
-        let (cache, hash) = (self.site.node().cache().clone(), self.hash);
-        let commit = move || {
-            let Keep { trusted, profile, audience } = *keep;
-            let staged = Staged::by_reading(lease, root, Some(profile), hash, trusted.info().nar_size());
-            cache.commit(Claim::Fetched(&trusted), Some(&staged), audience)
-        };
-        match tokio::task::spawn_blocking(commit).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(nar = %hash, error = &error as &dyn Error, "a NAR is not kept"),
-            Err(error) => tracing::warn!(nar = %hash, %error, "a NAR is not kept"),
+        let Keep { trusted, profile, audience } = *keep;
+        let staged = Staged::by_reading(lease, root, Some(profile), self.hash, trusted.info().nar_size());
+        if let Err(error) = self.site.node().cache().commit_soon(trusted, staged, Purpose::Use(audience)).await {
+            tracing::warn!(nar = %self.hash, error = &error as &dyn Error, "a NAR is not kept");
         }
     }
 }

@@ -8,10 +8,10 @@ mod turns;
 
 use super::Events;
 use super::narinfos::{Checked, Narinfos, Waiting, parse_hash, parse_keys};
-use super::obtain::{Obtain, Obtained, Places, Purpose};
+use super::obtain::{Obtain, Obtained, Places};
 use super::places::{Whom, places};
 use crate::Node;
-use crate::cache::Audience;
+use crate::cache::{Audience, Purpose};
 use crate::control::protocol::{Class, Done, Failure, Fetch, Item};
 use crate::dag::read::{Sources, read};
 use crate::upstream::Upstream;

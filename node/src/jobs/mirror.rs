@@ -6,10 +6,10 @@
 
 use super::Events;
 use super::narinfos::{Checked, MAX_CLOSURE, bound_profile, narinfo, parse_hash, parse_keys};
-use super::obtain::{Obtain, Places, Purpose};
+use super::obtain::{Obtain, Places};
 use super::places::{Whom, places};
 use crate::Node;
-use crate::cache::{Audience, Claim, Staged};
+use crate::cache::{Purpose, Staged};
 use crate::control::protocol::{Class, Done, Failure, Item, SourceBytes};
 use crate::upstream::Upstream;
 use futures::stream::{FuturesUnordered, StreamExt, TryStreamExt};
@@ -148,11 +148,8 @@ impl Mirror<'_> {
         };
         let lease = Arc::new(self.node.store().lease());
         let (state, bytes) = if self.node.holds(narinfo, root, &lease).await? {
-            let (hash, cache, trusted) = (narinfo.nar_hash(), self.node.cache().clone(), trusted.clone());
-            let staged = Staged::by_reading(lease, root, profile, hash, nar_size);
-            let commit = move || cache.commit(Claim::Trusted(&trusted), Some(&staged), Audience::World);
-            let committed = tokio::task::spawn_blocking(commit).await;
-            committed.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+            let staged = Staged::by_reading(lease, root, profile, narinfo.nar_hash(), nar_size);
+            self.node.cache().commit_soon(trusted.clone(), staged, Purpose::Mirror).await?;
             ("held", SourceBytes::default())
         } else {
             let mut places = self.places.clone();

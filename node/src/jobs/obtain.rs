@@ -5,7 +5,7 @@
 //! lied is followed by the next from the first byte, and the listener is told to start again.
 
 use super::Events;
-use crate::cache::{Audience, Cache, CacheError, Claim, Staged};
+use crate::cache::{Audience, Cache, CacheError, Purpose, Staged};
 use crate::control::protocol::{Class, Failure, Report, SourceBytes};
 use crate::dag::pipe::pipe;
 use crate::dag::read::{Counters, ReadError, Sources, read};
@@ -77,15 +77,6 @@ pub struct Obtain<'a> {
     pub data: bool,
     /// What for.
     pub purpose: Purpose,
-}
-
-/// What a NAR is brought here for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To be held for everybody, as the DAG that its narinfo names.
-    Mirror,
-    /// To be used here; this audience may see it afterwards.
-    Use(Audience),
 }
 
 /// What is known of the bytes that came so far.
@@ -268,15 +259,8 @@ impl Obtain<'_> {
         Ok(())
     }
 
-    /// Commits what was staged, on a thread that may wait for the disk.
     async fn commit(&self, staged: Staged) -> Result<(), Failure> {
-        let (cache, trusted, purpose) = (self.cache.clone(), self.trusted.clone(), self.purpose);
-        let commit = move || match purpose {
-            Purpose::Mirror => cache.commit(Claim::Trusted(&trusted), Some(&staged), Audience::World),
-            Purpose::Use(audience) => cache.commit(Claim::Fetched(&trusted), Some(&staged), audience),
-        };
-        let committed = tokio::task::spawn_blocking(commit).await;
-        let committed = committed.map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        let committed = self.cache.commit_soon(self.trusted.clone(), staged, self.purpose).await;
         committed.map_err(|error| self.at(error))
     }
 

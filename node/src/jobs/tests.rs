@@ -1,9 +1,9 @@
 //! A NAR may have several DAGs here, cut in different ways.
 
-use super::obtain::{Obtain, Places, Purpose};
+use super::obtain::{Obtain, Places};
 use super::{Event, Events, pins, verify};
 use crate::Node;
-use crate::cache::{Audience, Claim, Staged};
+use crate::cache::{Audience, Claim, Purpose, Staged};
 use crate::control::protocol::{Done, Item};
 use crate::dag::read::Sources;
 use crate::nix::dump::dump;

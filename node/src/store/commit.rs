@@ -6,13 +6,35 @@ use super::{Keep, Op, PathRecord, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePath;
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 
 impl Store {
-    pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {
-        for (root, own) in self.roots_of(&ops)? {
-            self.protect(lease, &root, own.as_ref())?;
+    /// [`Lease::commit`] of several, in one record. If that fails each is committed alone, to fail for its own reasons.
+    pub(crate) fn commit_all(&self, commits: &[(Arc<Lease>, Vec<Op>)]) -> Vec<Result<(), StoreError>> {
+        let protected = commits.iter().try_for_each(|(lease, ops)| self.protect_roots(lease, ops));
+        let ops = || commits.iter().flat_map(|(_, ops)| ops.iter().cloned()).collect();
+        match protected.and_then(|()| self.write(ops())) {
+            Ok(()) => commits.iter().map(|_| Ok(())).collect(),
+            Err(error) => {
+                // After this one nothing can be written, and only it says why.
+                let first = self.0.log.has_failed().then_some(Err(error));
+                let others = commits.iter().skip(usize::from(first.is_some()));
+                first.into_iter().chain(others.map(|(lease, ops)| lease.commit(ops.clone()))).collect()
+            }
         }
+    }
+
+    pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {
+        self.protect_roots(lease, &ops)?;
+        self.write(ops)
+    }
+
+    fn protect_roots(&self, lease: &Lease, ops: &[Op]) -> Result<(), StoreError> {
+        self.roots_of(ops)?.into_iter().try_for_each(|(root, own)| self.protect(lease, &root, own.as_ref()))
+    }
+
+    /// Writes changes whose blocks are protected.
+    fn write(&self, ops: Vec<Op>) -> Result<(), StoreError> {
         let log = &self.0.log;
         if ops.is_empty() {
             return log.sync();

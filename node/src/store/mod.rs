@@ -42,7 +42,7 @@ mod tests;
 mod trees;
 mod verify;
 mod walk;
-mod writer;
+pub(crate) mod writer;
 
 pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};

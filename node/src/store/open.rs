@@ -70,7 +70,7 @@ impl Store {
             damaged: Mutex::new(HashSet::new()),
             changed: Notify::new(),
             trees: Trees::new(trees),
-            writer: Writer::default(),
+            writer: Writer::new("store-writer"),
             recovery,
             _lock: lock,
         };

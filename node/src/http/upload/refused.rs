@@ -56,7 +56,7 @@ impl From<CacheError> for Refused {
             CacheError::Nar(_) => Self::NotANar(error),
             CacheError::Mismatch { .. } => Self::Mismatch(error),
             CacheError::Store(StoreError::NoSpace { .. }) => Self::NoSpace(error),
-            CacheError::Store(_) => Self::Store(error),
+            CacheError::Store(_) | CacheError::Abandoned => Self::Store(error),
         }
     }
 }

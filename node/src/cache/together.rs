@@ -1,0 +1,211 @@
+//! Commits that are asked for at the same time become one record of the log and wait for one sync.
+//!
+//! What waits is bounded by its callers, who each wait for their own.
+
+use super::{Audience, Cache, CacheError, Claim, Staged, hold};
+use crate::store::writer::Writer;
+use crate::store::{Lease, Op};
+use nipfs_proto::nix::NarHash;
+use nipfs_proto::nix::store_path::StorePathHash;
+use nipfs_proto::nix::trust::TrustedNarInfo;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+
+/// Commits in one record: far below what is too long for one, but for narinfos that no one writes.
+const MOST: usize = 32;
+
+/// What somebody else's NAR is brought here for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be held for everybody, as the DAG that its narinfo names.
+    Mirror,
+    /// To be used here; this audience may see it afterwards.
+    Use(Audience),
+}
+
+/// One commit that waits.
+#[derive(Debug)]
+struct Waiting {
+    trusted: TrustedNarInfo,
+    staged: Staged,
+    purpose: Purpose,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<(), CacheError>>;
+
+/// The commits that wait, and the thread that makes them.
+#[derive(Debug)]
+pub(super) struct Together {
+    waiting: Mutex<Vec<Waiting>>,
+    thread: Writer,
+}
+
+impl Default for Together {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), thread: Writer::new("store-commits") }
+    }
+}
+
+impl Together {
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// [`Self::commit`] of somebody else's content, with whatever else is to be committed at the time. Once asked for, it
+    /// is made, even if nobody waits for it any more.
+    ///
+    /// # Errors
+    /// As [`Self::commit`], and [`CacheError::Abandoned`].
+    pub async fn commit_soon(
+        &self,
+        trusted: TrustedNarInfo,
+        staged: Staged,
+        purpose: Purpose,
+    ) -> Result<(), CacheError> {
+        let (reply, answer) = oneshot::channel();
+        self.together.waiting().push(Waiting { trusted, staged, purpose, reply });
+        let cache = self.clone();
+        let next = move || {
+            let mut waiting = cache.together.waiting();
+            let most = waiting.len().min(MOST);
+            let group = waiting.drain(..most).collect();
+            drop(waiting);
+            cache.commit_group(group);
+        };
+        let made = self.together.thread.run(next);
+        tokio::select! {
+            // Whoever was before us may have made ours, and we somebody else's.
+            answer = answer => answer.unwrap_or(Err(CacheError::Abandoned)),
+            Err(_) = made => Err(CacheError::Abandoned),
+        }
+    }
+
+    fn commit_group(&self, group: Vec<Waiting>) {
+        let paths: Vec<_> = group.iter().map(|one| one.trusted.info().store_path().hash_part()).collect();
+        let _paths = hold(&*self.paths, paths.iter().map(|hash| hash.as_str().as_bytes()));
+        let nars: Vec<_> = group.iter().map(|one| one.trusted.info().nar_hash()).collect();
+        let _nars = hold(&*self.nars, nars.iter().map(|hash| &hash.0[..]));
+        let mut ready = Ready::default();
+        for (Waiting { trusted, staged, purpose, reply }, (path, nar)) in group.into_iter().zip(paths.iter().zip(&nars))
+        {
+            // What goes on from a record that changes here must see the change.
+            if ready.paths.contains(path) || ready.nars.contains(nar) {
+                self.finish(std::mem::take(&mut ready));
+            }
+            ready.paths.insert(*path);
+            ready.nars.insert(*nar);
+            let prepared = match purpose {
+                Purpose::Mirror => self.prepare(Claim::Trusted(&trusted), Some(&staged), Audience::World),
+                Purpose::Use(audience) => self.prepare(Claim::Fetched(&trusted), Some(&staged), audience),
+            };
+            match prepared {
+                Ok(Some(commit)) => {
+                    ready.commits.push(commit);
+                    ready.replies.push(reply);
+                }
+                // Whoever asked may have gone.
+                Ok(None) => drop(reply.send(Ok(()))),
+                Err(error) => drop(reply.send(Err(error))),
+            }
+        }
+        self.finish(ready);
+    }
+
+    fn finish(&self, ready: Ready) {
+        if ready.commits.is_empty() {
+            return;
+        }
+        let results = self.store.commit_all(&ready.commits);
+        for (reply, result) in ready.replies.into_iter().zip(results) {
+            let _ = reply.send(result.map_err(CacheError::from));
+        }
+    }
+}
+
+/// What goes into one record.
+#[derive(Default)]
+struct Ready {
+    commits: Vec<(Arc<Lease>, Vec<Op>)>,
+    replies: Vec<Reply>,
+    paths: HashSet<StorePathHash>,
+    nars: HashSet<NarHash>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use nipfs_proto::dag::Profile;
+    use nipfs_proto::nix::nar::{Event, Writer};
+    use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
+    use nipfs_proto::nix::store_path::StorePath;
+
+    /// The NAR of a file of this many zeros.
+    fn nar(size: usize) -> Vec<u8> {
+        let (mut writer, mut nar) = (Writer::new(), Vec::new());
+        let (file, contents) = (Event::File { name: b"", executable: false, size: size as u64 }, vec![0; size]);
+        for event in [file, Event::Contents(&contents), Event::FileEnd] {
+            writer.write(&event, &mut nar);
+        }
+        nar
+    }
+
+    fn path(digit: char) -> StorePath {
+        StorePath::from_base_name(&format!("{}-nipfs-test", digit.to_string().repeat(32))).unwrap()
+    }
+
+    /// A path, how its NAR is cut, and whether its narinfo tells its size right.
+    type Wanted = (char, Profile, bool);
+
+    fn waiting(cache: &Cache, wanted: Wanted, size: usize) -> (Waiting, oneshot::Receiver<Result<(), CacheError>>) {
+        let (digit, profile, is_right) = wanted;
+        let staged = cache.stage(&nar(size)[..], profile).unwrap();
+        let (nar_hash, references, signatures) = (staged.nar_hash, Vec::new(), Vec::new());
+        let nar_size = staged.nar_size + u64::from(!is_right);
+        let info = PathInfo { path: path(digit), nar_hash, nar_size, references, deriver: None, signatures, ca: None };
+        let trusted = TrustedNarInfo::own(NarInfo::new(&info).unwrap());
+        let (reply, answer) = oneshot::channel();
+        (Waiting { trusted, staged, purpose: Purpose::Use(Audience::World), reply }, answer)
+    }
+
+    #[test]
+    fn commits_in_one_group_build_upon_each_other_and_fail_each_for_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(Store::open(dir.path()).unwrap());
+        let (old, new) = (Profile::UnixfsV0_2015, Profile::UnixfsV1_2025);
+        // The same NAR cut in two ways, for two paths and then for one of them again; and one that lies about its size.
+        let all = [('1', old, true), ('2', new, true), ('1', new, true), ('3', old, false)];
+        let (group, answers): (Vec<_>, Vec<_>) = all.into_iter().map(|wanted| waiting(&cache, wanted, 9)).unzip();
+        let (other, answer) = waiting(&cache, ('4', old, true), 99);
+        let hash = group[0].staged.nar_hash;
+        cache.commit_group(group.into_iter().chain([other]).collect());
+        let answers = answers.into_iter().chain([answer]).map(|mut answer| answer.try_recv().unwrap());
+        let answers: Vec<_> = answers.collect();
+        assert!(matches!(answers[3], Err(CacheError::Mismatch { field: "NarSize", .. })), "{answers:?}");
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4);
+        assert_eq!(cache.store().nar(&hash).unwrap().unwrap().roots.len(), 2);
+        let here = ['1', '2', '3', '4'].map(|digit| cache.store().path(&path(digit).hash_part()).unwrap().is_some());
+        assert_eq!(here, [true, true, false, true]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_asks_while_others_are_at_work_gets_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(Store::open(dir.path()).unwrap());
+        let commits = (1..100).map(|size| {
+            let digit = char::from(b'a' + u8::try_from(size % 4).unwrap());
+            let (Waiting { trusted, staged, purpose, .. }, _) =
+                waiting(&cache, (digit, Profile::UnixfsV0_2015, true), size);
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.commit_soon(trusted, staged, purpose).await })
+        });
+        for commit in commits.collect::<Vec<_>>() {
+            commit.await.unwrap().unwrap();
+        }
+        assert_eq!(cache.store().paths().count(), 4);
+    }
+}
