@@ -16,7 +16,7 @@ pub use self::together::Purpose;
 use self::text::{names, text_of, with_signatures_of};
 use self::together::Together;
 use crate::dag::import::{ImportError, import};
-use crate::store::{Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
+use crate::store::{Commit, Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
 use nipfs_proto::dag::Profile;
@@ -146,7 +146,7 @@ pub enum CacheError {
         /// The NAR's hash.
         nar_hash: NarHash,
     },
-    /// Whoever was to make the commit panicked.
+    /// Whoever was to make the commit panicked, or the process is ending.
     #[error("a commit failed in an unexpected way; the log says more")]
     Abandoned,
 }
@@ -259,7 +259,7 @@ impl Cache {
         claim: Claim<'_>,
         staged: Option<&Staged>,
         audience: Audience,
-    ) -> Result<Option<(Arc<Lease>, Vec<Op>)>, CacheError> {
+    ) -> Result<Option<Commit>, CacheError> {
         let narinfo = claim.narinfo();
         let path = narinfo.store_path().to_absolute_path();
         let hash = narinfo.store_path().hash_part();

@@ -1,19 +1,23 @@
-//! Commits that are asked for at the same time become one record of the log and wait for one sync.
+//! Commits of small NARs that are asked for at the same time become one record of the log and wait for one sync.
 //!
-//! What waits is bounded by its callers, who each wait for their own.
+//! What waits is bounded by its callers: each has one commit under way, and what a caller that left has asked for is
+//! made all the same. Large NARs are committed alone: what it takes to make sure that such a DAG is whole, and here to
+//! stay, nobody else shall wait for.
 
 use super::{Audience, Cache, CacheError, Claim, Staged, hold};
+use crate::store::Commit;
 use crate::store::writer::Writer;
-use crate::store::{Lease, Op};
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::TrustedNarInfo;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// Commits in one record: far below what is too long for one, but for narinfos that no one writes.
 const MOST: usize = 32;
+/// Bytes of the largest NAR that is committed together with others.
+const SMALL: u64 = 2 << 20;
 
 /// What somebody else's NAR is brought here for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,7 @@ pub enum Purpose {
 /// One commit that waits.
 #[derive(Debug)]
 struct Waiting {
+    cache: Cache,
     trusted: TrustedNarInfo,
     staged: Staged,
     purpose: Purpose,
@@ -49,14 +54,41 @@ impl Default for Together {
 }
 
 impl Together {
+    /// Makes all commits that wait.
+    fn work_off(&self) {
+        loop {
+            let mut waiting = self.waiting();
+            let most = waiting.len().min(MOST);
+            let group: Vec<_> = waiting.drain(..most).collect();
+            drop(waiting);
+            let Some(cache) = group.first().map(|one| one.cache.clone()) else { return };
+            let answers = cache.commit_group(group);
+            // Whoever has an answer may close the store, and expects that nobody else holds it or a lease.
+            drop(cache);
+            for (reply, answer) in answers {
+                // Whoever asked may have gone.
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Purpose {
+    fn claim(self, trusted: &TrustedNarInfo) -> (Claim<'_>, Audience) {
+        match self {
+            Self::Mirror => (Claim::Trusted(trusted), Audience::World),
+            Self::Use(audience) => (Claim::Fetched(trusted), audience),
+        }
+    }
+}
+
 impl Cache {
     /// [`Self::commit`] of somebody else's content, with whatever else is to be committed at the time. Once asked for, it
-    /// is made, even if nobody waits for it any more.
+    /// is made while the process lives, even if nobody waits for it any more.
     ///
     /// # Errors
     /// As [`Self::commit`], and [`CacheError::Abandoned`].
@@ -66,70 +98,71 @@ impl Cache {
         staged: Staged,
         purpose: Purpose,
     ) -> Result<(), CacheError> {
-        let (reply, answer) = oneshot::channel();
-        self.together.waiting().push(Waiting { trusted, staged, purpose, reply });
         let cache = self.clone();
-        let next = move || {
-            let mut waiting = cache.together.waiting();
-            let most = waiting.len().min(MOST);
-            let group = waiting.drain(..most).collect();
-            drop(waiting);
-            cache.commit_group(group);
-        };
-        let made = self.together.thread.run(next);
-        tokio::select! {
-            // Whoever was before us may have made ours, and we somebody else's.
-            answer = answer => answer.unwrap_or(Err(CacheError::Abandoned)),
-            Err(_) = made => Err(CacheError::Abandoned),
+        if staged.nar_size > SMALL {
+            let commit = move || {
+                let (claim, audience) = purpose.claim(&trusted);
+                cache.commit(claim, Some(&staged), audience)
+            };
+            return tokio::task::spawn_blocking(commit).await.unwrap_or(Err(CacheError::Abandoned));
         }
+        let (reply, mut answer) = oneshot::channel();
+        self.together.waiting().push(Waiting { cache, trusted, staged, purpose, reply });
+        let together = self.together.clone();
+        let work = move || together.work_off();
+        let made = self.together.thread.run(work.clone());
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer.unwrap_or(Err(CacheError::Abandoned)),
+            Err(_) = made => {}
+        }
+        // There is no thread, or it panicked over somebody else's.
+        tokio::task::spawn_blocking(work);
+        answer.await.unwrap_or(Err(CacheError::Abandoned))
     }
 
-    fn commit_group(&self, group: Vec<Waiting>) {
+    /// Commits these, and returns whom to tell what; no lease of theirs is left then.
+    fn commit_group(&self, group: Vec<Waiting>) -> Vec<(Reply, Result<(), CacheError>)> {
         let paths: Vec<_> = group.iter().map(|one| one.trusted.info().store_path().hash_part()).collect();
         let _paths = hold(&*self.paths, paths.iter().map(|hash| hash.as_str().as_bytes()));
         let nars: Vec<_> = group.iter().map(|one| one.trusted.info().nar_hash()).collect();
         let _nars = hold(&*self.nars, nars.iter().map(|hash| &hash.0[..]));
-        let mut ready = Ready::default();
-        for (Waiting { trusted, staged, purpose, reply }, (path, nar)) in group.into_iter().zip(paths.iter().zip(&nars))
-        {
+        let (mut ready, mut answers) = (Ready::default(), Vec::with_capacity(group.len()));
+        for (one, (path, nar)) in group.into_iter().zip(paths.iter().zip(&nars)) {
             // What goes on from a record that changes here must see the change.
             if ready.paths.contains(path) || ready.nars.contains(nar) {
-                self.finish(std::mem::take(&mut ready));
+                self.finish(std::mem::take(&mut ready), &mut answers);
             }
             ready.paths.insert(*path);
             ready.nars.insert(*nar);
-            let prepared = match purpose {
-                Purpose::Mirror => self.prepare(Claim::Trusted(&trusted), Some(&staged), Audience::World),
-                Purpose::Use(audience) => self.prepare(Claim::Fetched(&trusted), Some(&staged), audience),
-            };
-            match prepared {
+            let (claim, audience) = one.purpose.claim(&one.trusted);
+            match self.prepare(claim, Some(&one.staged), audience) {
                 Ok(Some(commit)) => {
                     ready.commits.push(commit);
-                    ready.replies.push(reply);
+                    ready.replies.push(one.reply);
                 }
-                // Whoever asked may have gone.
-                Ok(None) => drop(reply.send(Ok(()))),
-                Err(error) => drop(reply.send(Err(error))),
+                Ok(None) => answers.push((one.reply, Ok(()))),
+                Err(error) => answers.push((one.reply, Err(error))),
             }
         }
-        self.finish(ready);
+        self.finish(ready, &mut answers);
+        answers
     }
 
-    fn finish(&self, ready: Ready) {
+    fn finish(&self, ready: Ready, answers: &mut Vec<(Reply, Result<(), CacheError>)>) {
         if ready.commits.is_empty() {
             return;
         }
         let results = self.store.commit_all(&ready.commits);
-        for (reply, result) in ready.replies.into_iter().zip(results) {
-            let _ = reply.send(result.map_err(CacheError::from));
-        }
+        answers
+            .extend(ready.replies.into_iter().zip(results.into_iter().map(|result| result.map_err(CacheError::from))));
     }
 }
 
 /// What goes into one record.
 #[derive(Default)]
 struct Ready {
-    commits: Vec<(Arc<Lease>, Vec<Op>)>,
+    commits: Vec<Commit>,
     replies: Vec<Reply>,
     paths: HashSet<StorePathHash>,
     nars: HashSet<NarHash>,
@@ -169,7 +202,7 @@ mod tests {
         let info = PathInfo { path: path(digit), nar_hash, nar_size, references, deriver: None, signatures, ca: None };
         let trusted = TrustedNarInfo::own(NarInfo::new(&info).unwrap());
         let (reply, answer) = oneshot::channel();
-        (Waiting { trusted, staged, purpose: Purpose::Use(Audience::World), reply }, answer)
+        (Waiting { cache: cache.clone(), trusted, staged, purpose: Purpose::Use(Audience::World), reply }, answer)
     }
 
     #[test]
@@ -182,7 +215,9 @@ mod tests {
         let (group, answers): (Vec<_>, Vec<_>) = all.into_iter().map(|wanted| waiting(&cache, wanted, 9)).unzip();
         let (other, answer) = waiting(&cache, ('4', old, true), 99);
         let hash = group[0].staged.nar_hash;
-        cache.commit_group(group.into_iter().chain([other]).collect());
+        for (reply, answer) in cache.commit_group(group.into_iter().chain([other]).collect()) {
+            reply.send(answer).unwrap();
+        }
         let answers = answers.into_iter().chain([answer]).map(|mut answer| answer.try_recv().unwrap());
         let answers: Vec<_> = answers.collect();
         assert!(matches!(answers[3], Err(CacheError::Mismatch { field: "NarSize", .. })), "{answers:?}");
@@ -207,5 +242,7 @@ mod tests {
             commit.await.unwrap().unwrap();
         }
         assert_eq!(cache.store().paths().count(), 4);
+        drop(cache);
+        assert!(dir.path().join("index/closed").exists(), "nobody else holds the store when all is answered");
     }
 }

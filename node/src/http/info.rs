@@ -28,16 +28,17 @@ pub(super) async fn nipfs_info(State(site): State<Site>) -> Response {
 /// The base names of all published paths, one a line.
 pub(super) async fn paths(State(site): State<Site>) -> Response {
     let store = site.node().store().clone();
-    let lines = try_unfold(Some(store.paths()), move |all| {
+    let lines = try_unfold(Some(None), move |rest| {
         let store = store.clone();
         async move {
-            let Some(mut all) = all else { return Ok(None) };
+            let Some(rest) = rest else { return Ok(None) };
             let batch = tokio::task::spawn_blocking(move || {
+                let mut all = rest.unwrap_or_else(|| store.paths());
                 let lines = published(&store, all.by_ref().take(BATCH))?;
                 Ok::<_, StoreError>(lines.map(|lines| (lines, all)))
             });
             let batch = batch.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
-            Ok::<_, io::Error>(batch.map(|(lines, all)| (lines, Some(all))))
+            Ok::<_, io::Error>(batch.map(|(lines, all)| (lines, Some(Some(all)))))
         }
     });
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(lines)).into_response()

@@ -229,7 +229,9 @@ pub(super) fn set_public(index: &Index, digests: &[Digest], public: bool) -> Res
 /// Notes that all blocks of these roots are public now.
 pub(super) fn shown(index: &Index, roots: &[Cid]) -> Result<(), StoreError> {
     let alone = lock(&index.applied);
-    index.stage(&alone, roots.iter().map(|root| (key(UNSHOWN, &root.to_bytes()), None)).collect())
+    roots.chunks(MAX_ROWS).try_for_each(|some| {
+        index.stage(&alone, some.iter().map(|root| (key(UNSHOWN, &root.to_bytes()), None)).collect())
+    })
 }
 
 /// Removes the note `stale`, unless there is a newer one.

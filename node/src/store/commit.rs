@@ -8,20 +8,22 @@ use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePath;
 use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 
+/// Changes that shall be recorded, and the lease that protects what they refer to.
+pub(crate) type Commit = (Arc<Lease>, Vec<Op>);
+
 impl Store {
     /// [`Lease::commit`] of several, in one record. If that fails each is committed alone, to fail for its own reasons.
-    pub(crate) fn commit_all(&self, commits: &[(Arc<Lease>, Vec<Op>)]) -> Vec<Result<(), StoreError>> {
+    pub(crate) fn commit_all(&self, commits: &[Commit]) -> Vec<Result<(), StoreError>> {
         let protected = commits.iter().try_for_each(|(lease, ops)| self.protect_roots(lease, ops));
-        let ops = || commits.iter().flat_map(|(_, ops)| ops.iter().cloned()).collect();
-        match protected.and_then(|()| self.write(ops())) {
-            Ok(()) => commits.iter().map(|_| Ok(())).collect(),
-            Err(error) => {
-                // After this one nothing can be written, and only it says why.
-                let first = self.0.log.has_failed().then_some(Err(error));
-                let others = commits.iter().skip(usize::from(first.is_some()));
-                first.into_iter().chain(others.map(|(lease, ops)| lease.commit(ops.clone()))).collect()
-            }
-        }
+        let written = protected.map(|()| self.write(commits.iter().flat_map(|(_, ops)| ops.iter().cloned()).collect()));
+        let first = match written {
+            Ok(Ok(())) => return commits.iter().map(|_| Ok(())).collect(),
+            // After this one nothing can be written, and only it says why.
+            Ok(Err(error)) if self.0.log.has_failed() => Some(Err(error)),
+            _ => None,
+        };
+        let others = commits.iter().skip(usize::from(first.is_some()));
+        first.into_iter().chain(others.map(|(lease, ops)| lease.commit(ops.clone()))).collect()
     }
 
     pub(super) fn commit_under(&self, lease: &Lease, ops: Vec<Op>) -> Result<(), StoreError> {

@@ -23,10 +23,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-/// Rows in one sled batch: larger ones cost memory out of proportion.
+/// Rows that change at once: they go into one sled batch, with those that wait, and larger ones cost memory out of
+/// proportion.
 pub(super) const MAX_ROWS: usize = 1_000;
-/// Rows that wait for one, and their bytes. What sled replaces for each row of a batch it keeps to the batch's end, and
-/// longer in the threads that wrote it.
+/// Rows that wait for a batch, and their bytes. What sled replaces for each row of a batch it keeps to the batch's end,
+/// and longer in the threads that wrote it.
 const MAX_STAGED: (usize, usize) = (250, 1 << 20);
 /// Bytes of sled's page cache (its default is 1 GiB).
 const CACHE: u64 = 16 << 20;

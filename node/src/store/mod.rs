@@ -44,6 +44,7 @@ mod verify;
 mod walk;
 pub(crate) mod writer;
 
+pub(crate) use commit::Commit;
 pub use error::StoreError;
 pub use gc::{GcOptions, GcReport};
 pub use lease::{Lease, Put};

@@ -1,7 +1,7 @@
 //! A thread that writes into the store for callers that must not wait: one for blocks, one for commits.
 //!
-//! The log takes one record at a time, so one thread is as fast as many; and it takes the memory of one, which is much:
-//! the index and the allocator keep garbage for each thread. It starts with the first work and ends with its handle,
+//! The log takes one record at a time and waits for the disk, so one thread is hardly slower than many; and it takes the
+//! memory of one: the index and the allocator keep garbage for each thread. It starts with the first work and ends with its handle,
 //! which work that still waits may keep. What waits for it is bounded by its callers, who wait for each.
 
 use super::lock;

@@ -1,6 +1,7 @@
 //! Putting, getting and committing.
 
 use super::super::StoreError;
+use super::super::commit::Commit;
 use super::super::index::{MAX_ROWS, PATH, key};
 use super::super::ops::{Batch, Gone};
 use super::faults::Faults;
@@ -72,7 +73,7 @@ fn an_entry_is_there_after_its_commit_and_its_blocks_are_public() {
 }
 
 /// Three DAGs under leases of their own, to be committed together; of the second a leaf is missing until it is put.
-fn three(store: &Store) -> (Vec<(Arc<Lease>, Vec<Op>)>, Block) {
+fn three(store: &Store) -> (Vec<Commit>, Block) {
     let mut missing = None;
     let commits = (1..=3).map(|seed| {
         let (lease, mut dag) = (Arc::new(store.lease()), dag(seed, 9, 500));
