@@ -8,9 +8,11 @@
 //! - [`Cache::lookup`] finds a narinfo for an audience: the world sees what is published; loopback sees
 //!   what was fetched too.
 
+mod error;
 mod text;
 mod together;
 
+pub use self::error::CacheError;
 pub use self::together::Purpose;
 
 use self::text::{names, text_of, with_signatures_of};
@@ -111,44 +113,6 @@ impl Claim<'_> {
             Self::Trusted(_) | Self::Uploaded(_) | Self::Fetched(_) => Keep::Copy,
         }
     }
-}
-
-/// Why a NAR was not taken in.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CacheError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The input could not be read.
-    #[error("cannot read the NAR")]
-    Input(#[source] std::io::Error),
-    /// The input is not a NAR.
-    #[error("not a valid NAR: {0}")]
-    Nar(#[from] NarError),
-    /// The claim says otherwise than the bytes.
-    #[error("{path}: {field} of the narinfo is {claimed}, the content's is {actual}")]
-    Mismatch {
-        /// The store path.
-        path: String,
-        /// The narinfo's field.
-        field: &'static str,
-        /// What it says.
-        claimed: String,
-        /// What is true.
-        actual: String,
-    },
-    /// Neither staged nor held.
-    #[error("{path}: its NAR {nar_hash} is not here")]
-    NoNar {
-        /// The store path.
-        path: String,
-        /// The NAR's hash.
-        nar_hash: NarHash,
-    },
-    /// Whoever was to make the commit panicked, or the process is ending.
-    #[error("a commit failed in an unexpected way; the log says more")]
-    Abandoned,
 }
 
 /// The cache. Cheap to clone.
