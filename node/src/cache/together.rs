@@ -174,7 +174,7 @@ mod tests {
     use crate::store::Store;
     use nipfs_proto::dag::Profile;
     use nipfs_proto::nix::nar::{Event, Writer};
-    use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
+    use nipfs_proto::nix::narinfo::{NarInfo, PathInfo, Root};
     use nipfs_proto::nix::store_path::StorePath;
 
     /// The NAR of a file of this many zeros.
@@ -206,7 +206,22 @@ mod tests {
     }
 
     #[test]
-    fn commits_in_one_group_build_upon_each_other_and_fail_each_for_itself() {
+    fn a_fetch_in_the_group_of_a_mirror_of_the_same_path_leaves_it_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(Store::open(dir.path()).unwrap());
+        let group = [Purpose::Mirror, Purpose::Use(Audience::Loopback)].map(|purpose| {
+            let (mut one, _) = waiting(&cache, ('1', Profile::UnixfsV0_2015, true), 9);
+            let root = Root::new(one.staged.root, None).unwrap();
+            one.trusted = one.trusted.with_ipfs(root);
+            Waiting { purpose, ..one }
+        });
+        assert!(cache.commit_group(group.into()).iter().all(|(_, answer)| answer.is_ok()));
+        let record = cache.store().path(&path('1').hash_part()).unwrap().unwrap();
+        assert!(record.pinned && record.published);
+    }
+
+    #[test]
+    fn commits_in_one_group_fail_each_for_itself_and_may_be_of_one_nar() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(Store::open(dir.path()).unwrap());
         let (old, new) = (Profile::UnixfsV0_2015, Profile::UnixfsV1_2025);
