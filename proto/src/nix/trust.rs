@@ -53,7 +53,7 @@ impl TrustedText {
     /// The record again.
     ///
     /// # Errors
-    /// None, as the same text was read before.
+    /// [`NarInfoError`], for a record to which more was added than may be read; never for one that was itself read.
     pub fn read(&self) -> Result<TrustedNarInfo, NarInfoError> {
         NarInfo::parse_unasked(self.0.as_bytes()).map(TrustedNarInfo)
     }
