@@ -65,7 +65,11 @@ fn a_path_that_is_larger_than_the_store_may_be_goes_and_the_store_comes_to_rest(
     let (_, large) = publish_tree(&a, "large", 140, 4 << 20);
     wait("the large path stays", &at_a, || at_a.get(&narinfo(&large)).status == 404);
     wait("its blocks stay", &at_a, || stored(&a) <= 1 << 20);
+    let runs = || at_a.log().matches("too large").count();
+    let until_rest = runs();
+    // Once more when the first met blocks that were still in use.
+    assert!(until_rest <= 2, "{}", at_a.log());
     let (_, small) = publish_tree(&a, "small", 141, 1000);
     assert_eq!(at_a.get(&narinfo(&small)).status, 200);
-    assert_eq!(at_a.log().matches("too large").count(), 1, "{}", at_a.log());
+    assert_eq!(runs(), until_rest, "{}", at_a.log());
 }

@@ -72,18 +72,26 @@ pub async fn collect(
 /// Keeps the store at `max_size` bytes, until `stop`: whenever it has grown beyond, it is collected down to nine tenths
 /// of that by the rule of `gc --max-size`, and `dropped` is told which paths went.
 ///
-/// What leases protect stays, so that much may be here on top. A store that GC cannot bring down, for that reason or for
-/// another, is left alone until it has grown by another tenth.
+/// What leases protect stays, so that much may be here on top until they end. A store that GC cannot bring down is left
+/// alone until then, or until it has grown by another tenth.
 pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: impl Fn(&[StorePath])) {
     let slack = max_size / 10;
     let mut limit = max_size;
+    // The newest of the leases that kept GC from more.
+    let mut spared_by = None;
     loop {
+        if spared_by.take_if(|newest| node.store().leases_ended(*newest)).is_some() {
+            limit = max_size;
+        }
         if node.store().stored_bytes() > limit {
+            spared_by = None;
             match sweep(&node, false, Some(max_size - slack)).await {
                 Ok(report) => {
+                    spared_by = (report.spared_bytes > 0).then(|| node.store().newest_lease());
                     let (paths, pins, freed) =
                         (report.dropped_paths.len(), report.dropped_pins.len(), report.freed_bytes);
-                    tracing::warn!(paths, pins, freed, max_size, "the store was too large: the oldest went");
+                    let spared = report.spared_bytes;
+                    tracing::warn!(paths, pins, freed, spared, max_size, "the store was too large: the oldest went");
                     for path in &report.dropped_paths {
                         tracing::info!(%path, "dropped");
                     }

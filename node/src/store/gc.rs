@@ -29,6 +29,8 @@ pub struct GcOptions {
 pub struct GcReport {
     /// Bytes of deleted payloads.
     pub freed_bytes: u64,
+    /// Bytes of payloads that no pin reaches and that stay because of a lease.
+    pub spared_bytes: u64,
     /// Blocks deleted.
     pub dropped_blocks: u64,
     /// Store paths that are no longer held; one that a mirror holds keeps its narinfo.
@@ -143,9 +145,15 @@ impl Store {
         report.dropped_paths = plan.paths.into_iter().map(|path| path.store_path).collect();
         for block in self.0.log.index.blocks() {
             let (digest, row) = block?;
-            if !plan.marked.contains(&digest) && !lock(&self.0.leases).protects(&digest) {
+            let stored = u64::from(row.location.stored);
+            if plan.marked.contains(&digest) {
+                continue;
+            }
+            if lock(&self.0.leases).protects(&digest) {
+                report.spared_bytes += stored;
+            } else {
                 report.dropped_blocks += 1;
-                report.freed_bytes += u64::from(row.location.stored);
+                report.freed_bytes += stored;
             }
         }
         Ok(report)

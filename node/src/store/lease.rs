@@ -5,7 +5,7 @@ use super::record::Form;
 use super::{Op, Store, StoreError, lock};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::oneshot;
@@ -165,7 +165,8 @@ impl std::fmt::Debug for Lease {
 pub(super) struct Leases {
     key: RandomState,
     next: u64,
-    open: HashMap<u64, DigestSet>,
+    /// By number, the oldest first.
+    open: BTreeMap<u64, DigestSet>,
     /// What was put under those of them that show it.
     shown: HashMap<u64, DigestSet>,
     /// While GC runs: what leases protected that have ended since it began.
@@ -180,6 +181,16 @@ impl Leases {
 
     pub(super) fn protects(&self, digest: &Digest) -> bool {
         self.kept.iter().chain(self.open.values()).any(|set| set.contains(digest))
+    }
+
+    /// The number of the newest lease that there has been.
+    pub(super) fn newest(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether all leases up to that number have ended.
+    pub(super) fn ended(&self, number: u64) -> bool {
+        self.open.first_key_value().is_none_or(|(oldest, _)| *oldest > number)
     }
 
     /// Whether some lease shows this block.

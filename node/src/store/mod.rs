@@ -302,6 +302,18 @@ impl Store {
         &self.0.changed
     }
 
+    /// The number of the newest lease that there has been: see [`Self::leases_ended`].
+    #[must_use]
+    pub fn newest_lease(&self) -> u64 {
+        lock(&self.0.leases).newest()
+    }
+
+    /// Whether all leases up to that number have ended.
+    #[must_use]
+    pub fn leases_ended(&self, number: u64) -> bool {
+        lock(&self.0.leases).ended(number)
+    }
+
     /// Bytes that the blocks take in the packs.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {

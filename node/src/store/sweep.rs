@@ -45,27 +45,28 @@ impl Store {
             }
             candidates.push((digest, row));
             if candidates.len() == MAX_ROWS {
-                self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
+                report.spared_bytes += self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
             }
             if deleted.len() >= MAX_UNERASED || !deleted.is_empty() && self.is_short_of_space()? {
                 self.erase(&mut deleted, report)?;
             }
         }
-        self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
+        report.spared_bytes += self.sweep_some(&mut candidates, &mut live, &mut deleted)?;
         self.erase(&mut deleted, report)?;
         Ok(live)
     }
 
+    /// Deletes those of `candidates` that no lease protects. Returns the bytes of the others.
     fn sweep_some(
         &self,
         candidates: &mut Vec<(Digest, BlockRow)>,
         live: &mut Live,
         deleted: &mut Vec<Location>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         let spared = self.delete(candidates, |leases, digest| !leases.protects(digest))?;
         spared.iter().for_each(|(_, row)| live.add(row));
         deleted.extend(candidates.drain(..).map(|(_, row)| row.location));
-        Ok(())
+        Ok(spared.iter().map(|(_, row)| u64::from(row.location.stored)).sum())
     }
 
     /// Deletes those of `candidates` that `may_go` and returns the others. What was deleted is to be erased.

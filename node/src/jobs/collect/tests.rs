@@ -5,10 +5,11 @@ use crate::control::client::{Client, Event};
 use crate::control::frame::pair;
 use crate::control::protocol::{MAX_FRAME, Request};
 use crate::nix::dump::dump;
-use crate::store::NarRecord;
+use crate::store::{Lease, NarRecord};
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::{PathInfo, Root};
 use nipfs_proto::nix::{NarHash, base32};
+use std::sync::Arc;
 
 /// More names than one frame could carry.
 const PATHS: u32 = 17_000;
@@ -57,6 +58,11 @@ async fn gc_tells_what_it_dropped_however_much_that_is() {
 
 /// Publishes a file of these bytes as the path of `number`.
 fn publish(node: &Node, number: u8, keep: Keep) -> StorePath {
+    publish_under_lease(node, number, keep).0
+}
+
+/// The same, with the lease that its blocks came under.
+fn publish_under_lease(node: &Node, number: u8, keep: Keep) -> (StorePath, Arc<Lease>) {
     let dir = tempfile::tempdir().unwrap();
     let (file, mut nar) = (dir.path().join("file"), Vec::new());
     std::fs::write(&file, [number; 100]).unwrap();
@@ -68,7 +74,30 @@ fn publish(node: &Node, number: u8, keep: Keep) -> StorePath {
     let info = PathInfo { path: path.clone(), nar_hash, nar_size, references, deriver: None, signatures, ca: None };
     let narinfo = NarInfo::new(&info).unwrap().with_ipfs(Root::new(staged.root, None).unwrap());
     node.cache().commit(Claim::Own(&narinfo, keep), Some(&staged), Audience::World).unwrap();
-    path
+    (path, staged.lease())
+}
+
+#[tokio::test]
+async fn what_was_in_use_when_a_store_was_too_large_goes_when_its_lease_ends() {
+    let state = tempfile::tempdir().unwrap();
+    let node = Node::open(Settings { state: state.path().to_owned(), ..Settings::default() }).await.unwrap();
+    let (path, lease) = publish_under_lease(&node, 1, Keep::Copy);
+    let (runs, mut ran) = tokio::sync::mpsc::channel(4);
+    let stop = CancellationToken::new();
+    let dropped = move |paths: &[StorePath]| runs.try_send(paths.to_vec()).unwrap();
+    let holding = tokio::spawn(hold(node.clone(), 10, stop.clone(), dropped));
+    assert_eq!(ran.recv().await.unwrap(), [path]);
+    assert!(node.store().stored_bytes() > 10);
+    // Others that come and go meanwhile are no reason to try again.
+    drop(node.store().lease());
+    tokio::task::yield_now().await;
+    assert!(ran.is_empty());
+    drop(lease);
+    assert_eq!(ran.recv().await.unwrap(), []);
+    assert_eq!(node.store().stored_bytes(), 0);
+    stop.cancel();
+    holding.await.unwrap();
+    node.shutdown().await;
 }
 
 #[tokio::test]

@@ -83,11 +83,13 @@ fn leases_protect_new_and_old_blocks_until_they_end() {
     let new = leaf(5, 100);
     lease.put(&new).unwrap();
     assert!(lease.touch(&old[0].digest().unwrap()).unwrap());
-    store.gc(&ALL).unwrap();
+    let forecast = store.gc(&GcOptions { dry_run: true, ..ALL }).unwrap();
+    let report = store.gc(&ALL).unwrap();
     assert_holds(&store, &[new.clone(), old[0].clone()]);
     assert_lacks(&store, &old[1..]);
+    assert_eq!((report.spared_bytes, forecast.spared_bytes), (store.stored_bytes(), store.stored_bytes()));
     drop(lease);
-    store.gc(&ALL).unwrap();
+    assert_eq!(store.gc(&ALL).unwrap().spared_bytes, 0);
     assert_lacks(&store, &[new, old[0].clone()]);
 }
 
