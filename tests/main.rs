@@ -9,6 +9,7 @@ mod common;
 mod discovery;
 mod faults;
 mod limits;
+mod publish;
 mod share;
 mod sources;
 mod tidy;

@@ -1,6 +1,6 @@
 //! Files that are whole or absent, whatever happens.
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, syncfs};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -50,15 +50,27 @@ impl Draft {
         Err(io::Error::other("too many unfinished files"))
     }
 
+    /// Its final name.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Makes the file durable under its final name, in the place of what was there.
     ///
     /// # Errors
     /// When it cannot be written out; then it is gone.
-    pub(crate) fn replace(mut self) -> io::Result<()> {
+    pub(crate) fn replace(self) -> io::Result<()> {
         self.file.sync_all()?;
+        let target = self.target.clone();
+        self.take_name()?;
+        sync_parent(&target)
+    }
+
+    /// Gives the file, which is durable, its final name.
+    fn take_name(mut self) -> io::Result<()> {
         std::fs::rename(&self.path, &self.target)?;
         self.done = true;
-        sync_parent(&self.target)
+        Ok(())
     }
 
     /// Makes the file durable under its final name, where nothing may be.
@@ -95,6 +107,23 @@ impl Drop for Draft {
     }
 }
 
+/// [`Draft::replace`] of several in one directory, in this order; the result of each. Waits for the disk twice, however many
+/// they are.
+pub(crate) fn replace_all(drafts: Vec<Draft>) -> Vec<io::Result<()>> {
+    let drafts = match <[Draft; 1]>::try_from(drafts) {
+        // Without what others write to the same disk.
+        Ok([draft]) => return vec![draft.replace()],
+        Err(drafts) => drafts,
+    };
+    let Some(first) = drafts.first() else { return Vec::new() };
+    let (written, target) = (syncfs(&first.file), first.target.clone());
+    let named: Vec<_> =
+        drafts.into_iter().map(|draft| written.map_err(io::Error::from).and_then(|()| draft.take_name())).collect();
+    let synced = sync_parent(&target).map_err(|error| (error.kind(), error.to_string()));
+    let durable = |()| synced.clone().map_err(|(kind, text)| io::Error::new(kind, text));
+    named.into_iter().map(|named| named.and_then(durable)).collect()
+}
+
 /// Removes the drafts of processes that were killed. Those in work are locked and stay.
 ///
 /// # Errors
@@ -124,12 +153,20 @@ pub(crate) fn sweep(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// When the directory is missing or not writable.
 pub(crate) fn write(target: &Path, bytes: &[u8]) -> io::Result<()> {
+    draft(target, bytes)?.map_or(Ok(()), Draft::replace)
+}
+
+/// The file that will be `target` and say `bytes`; `None` when it says the same already.
+///
+/// # Errors
+/// When the directory is missing or not writable.
+pub(crate) fn draft(target: &Path, bytes: &[u8]) -> io::Result<Option<Draft>> {
     if std::fs::read(target).is_ok_and(|old| old == bytes) {
-        return Ok(());
+        return Ok(None);
     }
     let mut draft = Draft::new(target)?;
     draft.write_all(bytes)?;
-    draft.replace()
+    Ok(Some(draft))
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

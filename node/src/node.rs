@@ -300,12 +300,13 @@ impl Node {
         Ok(committed.map_err(|error| Failure::from_error(Class::Failed, &error))??)
     }
 
-    /// Tells peers that wait for a DAG's root that it can be had, and whoever announces what is published.
-    pub async fn stored(&self, root: Option<Cid>) {
+    /// Tells peers that wait for the root of a DAG that it can be had, and whoever announces what is published.
+    pub async fn stored(&self, roots: impl IntoIterator<Item = Cid>) {
         self.0.published.notify_one();
-        if let (Some(network), Some(root)) = (self.0.network.get(), root) {
+        let roots: Vec<_> = roots.into_iter().collect();
+        if let Some(network) = self.0.network.get().filter(|_| !roots.is_empty()) {
             // Only fails while the node shuts down; nobody waits then.
-            let _ = network.stored(vec![root]).await;
+            let _ = network.stored(roots).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! A cache directory: what it says of itself, and its narinfo files.
 
-use crate::files;
+use crate::files::{self, Draft};
 use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_proto::nix::cache_info::{CacheInfo, CacheInfoError};
 use nipfs_proto::nix::narinfo::{MAX_NARINFO, NarInfo};
@@ -78,6 +78,14 @@ pub(crate) fn sweep(directory: &Path) -> Result<(), Failure> {
 /// Class `NoSpace` or `Failed`, naming the file.
 pub(crate) fn write(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
     files::write(file, bytes).map_err(|error| unwritable(file, &error))
+}
+
+/// A file that will be replaced, unless it says the same already.
+///
+/// # Errors
+/// As [`write()`].
+pub(crate) fn draft(file: &Path, bytes: &[u8]) -> Result<Option<Draft>, Failure> {
+    files::draft(file, bytes).map_err(|error| unwritable(file, &error))
 }
 
 /// Class `NoSpace` or `Failed`, naming the file.

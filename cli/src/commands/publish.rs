@@ -5,9 +5,10 @@
 //! rooted` and `weak` the names of store paths, which it checks and reads itself.
 //! What we sign is what this machine made: registered store paths, and paths whose content address
 //! was computed here. A path is committed in the node first and written to the cache directory then,
-//! dependencies before what refers to them, so that a crash leaves nothing half published.
+//! dependencies before what refers to them, so that a crash leaves nothing half published (see [`group`]).
 
 mod cache_directory;
+mod group;
 mod input;
 mod nars;
 mod record;
@@ -17,6 +18,7 @@ use super::{App, cache, key, patiently};
 use crate::args;
 use crate::config::{Settings, nix_state};
 use crate::outcome::{Stop, Tally};
+use group::{Group, Ready};
 use input::Input;
 use nipfs_node::control::client::Client;
 use nipfs_node::control::protocol::{Class, Done, Failure, Keep, Request};
@@ -32,7 +34,7 @@ use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-/// Publishes one thing after the other.
+/// Takes one thing after the other, and publishes those that are small together.
 struct Publisher<'a> {
     app: &'a App<'a>,
     /// Empty with `--unsigned`.
@@ -41,8 +43,9 @@ struct Publisher<'a> {
     cache: PathBuf,
     write_nars: bool,
     keep: Keep,
-    /// The connection on which NARs are staged; made anew after a failure.
+    /// The connection on which NARs are staged; what is, goes with it.
     client: Option<Client>,
+    group: Group,
     tally: Tally,
 }
 
@@ -58,7 +61,8 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
         args::Keep::Weak => Keep::Weak,
     };
     let (write_nars, tally) = (args.write_nars, Tally::default());
-    let mut publisher = Publisher { app, keys, profile, cache, write_nars, keep, client: None, tally };
+    let mut publisher =
+        Publisher { app, keys, profile, cache, write_nars, keep, client: None, group: Group::default(), tally };
     let mut inputs = Vec::new();
     let mut paths = args.paths.clone();
     if args.stdin {
@@ -82,14 +86,18 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
     for input in inputs {
         match input {
             Input::StorePath(_) => {}
-            Input::CacheDirectory(directory) => cache_directory::publish(&mut publisher, &directory).await?,
+            Input::CacheDirectory(directory) => {
+                // The narinfos of one group lie in one directory.
+                publisher.publish_group().await?;
+                cache_directory::publish(&mut publisher, &directory).await?;
+            }
             Input::Tree(path) => {
-                let name = path.display().to_string();
-                let published = publisher.tree(&path).await;
-                publisher.count(&name, published)?;
+                let ready = publisher.tree(&path).await;
+                publisher.add(path.display().to_string(), ready).await?;
             }
         }
     }
+    publisher.publish_group().await?;
     publisher.tally.outcome()
 }
 
@@ -124,13 +132,14 @@ impl Publisher<'_> {
                 continue;
             }
             let name = info.path.to_absolute_path();
-            let published = self.store_path(info).await;
-            self.count(&name, published)?;
+            self.make_way(info.nar_size).await?;
+            let ready = self.store_path(info).await;
+            self.add(name, ready).await?;
         }
         Ok(())
     }
 
-    async fn store_path(&mut self, info: PathInfo) -> Result<(), Stop> {
+    async fn store_path(&mut self, info: PathInfo) -> Result<Ready, Stop> {
         let path = info.path.to_absolute_path();
         let mut new_bytes = 0;
         let root = match self.known(info.nar_hash).await? {
@@ -147,11 +156,11 @@ impl Publisher<'_> {
                 staged.root
             }
         };
-        self.record(info, root, new_bytes).await
+        self.record(info, root, new_bytes)
     }
 
     /// Any file or directory: its NAR decides which store path it becomes.
-    async fn tree(&mut self, path: &Path) -> Result<(), Stop> {
+    async fn tree(&mut self, path: &Path) -> Result<Ready, Stop> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let unfit = |error: &(dyn std::error::Error + 'static)| {
             Failure::new(Class::Usage, format!("cannot become a store path: {}", path.display())).because(error)
@@ -168,7 +177,7 @@ impl Publisher<'_> {
             signatures: Vec::new(),
             ca: Some(format!("fixed:r:{}", staged.nar_hash)),
         };
-        self.record(info, staged.root, staged.new_bytes).await
+        self.record(info, staged.root, staged.new_bytes)
     }
 
     /// The root of a NAR that the node holds under our profile.

@@ -8,17 +8,19 @@
 //! - [`Cache::lookup`] finds a narinfo for an audience: the world sees what is published; loopback sees
 //!   what was fetched too.
 
+mod commit;
 mod error;
 mod text;
 mod together;
 
+pub use self::commit::{Claim, Wanted};
 pub use self::error::CacheError;
 pub use self::together::Purpose;
 
-use self::text::{names, text_of, with_signatures_of};
+use self::commit::{hold, keep_whole};
 use self::together::Together;
 use crate::dag::import::{ImportError, import};
-use crate::store::{Commit, Keep, Lease, NarRecord, Op, PathRecord, Put, Store, StoreError};
+use crate::store::{Keep, Lease, Op, PathRecord, Put, Store, StoreError};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
 use nipfs_proto::dag::Profile;
@@ -26,10 +28,8 @@ use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::nar::{NarError, Reader};
 use nipfs_proto::nix::narinfo::NarInfo;
 use nipfs_proto::nix::store_path::{StorePath, StorePathHash};
-use nipfs_proto::nix::trust::TrustedNarInfo;
-use std::collections::BTreeSet;
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A NAR in the store that nothing refers to yet. Dropping it leaves its blocks to GC.
@@ -73,9 +73,6 @@ impl Staged {
 /// Paths that are forgotten in one commit.
 const MAX_FORGOTTEN: usize = 10_000;
 
-/// Under this name stands a root that somebody cut in a way that he did not sign.
-const UNKNOWN_PROFILE: &str = "unknown";
-
 /// Who may see a committed path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Audience {
@@ -83,36 +80,6 @@ pub enum Audience {
     World,
     /// Only this machine.
     Loopback,
-}
-
-/// What a narinfo is backed by.
-#[derive(Debug, Clone, Copy)]
-pub enum Claim<'a> {
-    /// Content computed on this machine by its owner, who says where its blocks shall lie.
-    Own(&'a NarInfo, Keep),
-    /// Foreign content whose narinfo a trusted key signed.
-    Trusted(&'a TrustedNarInfo),
-    /// The same, sent by somebody who may add paths and signatures, and change nothing that is published.
-    Uploaded(&'a TrustedNarInfo),
-    /// The same, brought here for this machine's own use: not pinned, so GC may take it, and it changes nothing that is
-    /// published. The world sees it only under the root that its narinfo names.
-    Fetched(&'a TrustedNarInfo),
-}
-
-impl Claim<'_> {
-    fn narinfo(&self) -> &NarInfo {
-        match self {
-            Self::Own(narinfo, _) => narinfo,
-            Self::Trusted(trusted) | Self::Uploaded(trusted) | Self::Fetched(trusted) => trusted.info(),
-        }
-    }
-
-    fn keep(&self) -> Keep {
-        match self {
-            Self::Own(_, keep) => *keep,
-            Self::Trusted(_) | Self::Uploaded(_) | Self::Fetched(_) => Keep::Copy,
-        }
-    }
 }
 
 /// The cache. Cheap to clone.
@@ -198,110 +165,6 @@ impl Cache {
             new_bytes,
             lease,
         })
-    }
-
-    /// Makes a claim true and durable: entry, narinfo and, unless it was only fetched, pin in one step. `staged` may be
-    /// `None` when the NAR is held already.
-    ///
-    /// # Errors
-    /// [`CacheError::Mismatch`] when the claim and the content differ, [`CacheError::NoNar`] when there
-    /// is no content, and the store's errors.
-    pub fn commit(&self, claim: Claim<'_>, staged: Option<&Staged>, audience: Audience) -> Result<(), CacheError> {
-        let narinfo = claim.narinfo();
-        let _path = hold(&*self.paths, [narinfo.store_path().hash_part().as_str().as_bytes()]);
-        let _nar = hold(&*self.nars, [&narinfo.nar_hash().0[..]]);
-        match self.prepare(claim, staged, audience)? {
-            Some((lease, ops)) => Ok(lease.commit(ops)?),
-            None => Ok(()),
-        }
-    }
-
-    /// What [`Self::commit`] has to change, and the lease that protects what it needs; `None` when it is done already.
-    /// The locks of the path and of the NAR are held.
-    fn prepare(
-        &self,
-        claim: Claim<'_>,
-        staged: Option<&Staged>,
-        audience: Audience,
-    ) -> Result<Option<Commit>, CacheError> {
-        let narinfo = claim.narinfo();
-        let path = narinfo.store_path().to_absolute_path();
-        let hash = narinfo.store_path().hash_part();
-        let fetched = matches!(claim, Claim::Fetched(_));
-        let published = |path: &PathRecord| path.published && !path.is_shared() && self.store.is_backed(path);
-        let published = self.store.path(&hash)?.filter(published);
-        if let (Claim::Uploaded(_), Some(before)) = (&claim, published) {
-            return self.add_signatures(before, narinfo).map(|()| None);
-        }
-        let held = self.store.nar(&narinfo.nar_hash())?;
-        let mut record = match (staged, held) {
-            (None, None) => return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() }),
-            (_, Some(held)) => held,
-            (Some(staged), None) => {
-                NarRecord { nar_hash: staged.nar_hash, nar_size: staged.nar_size, roots: Vec::new() }
-            }
-        };
-        if let Some(staged) = staged {
-            compare(&path, "NarHash", &narinfo.nar_hash(), &staged.nar_hash)?;
-            compare(&path, "NarSize", &narinfo.nar_size(), &staged.nar_size)?;
-            let profile = staged.profile.map_or_else(|| UNKNOWN_PROFILE.to_owned(), |profile| profile.to_string());
-            if !record.roots.iter().any(|(_, root)| *root == staged.root) {
-                record.roots.push((profile, staged.root));
-            }
-        }
-        compare(&path, "NarSize", &narinfo.nar_size(), &record.nar_size)?;
-        let lease = staged.map_or_else(|| Arc::new(self.store.lease()), |staged| staged.lease.clone());
-        let forget = keep_whole(&mut record, &lease)?;
-        if record.roots.is_empty() {
-            return Err(CacheError::NoNar { path, nar_hash: narinfo.nar_hash() });
-        }
-        let text = text_of(narinfo, &record, fetched)?;
-        let is_named = narinfo.root().is_some_and(|claimed| names(&record, claimed));
-        let before = self.store.path(&hash)?;
-        let text = match (&claim, &before) {
-            (Claim::Own(..), Some(before)) if before.published && before.nar_hash == narinfo.nar_hash() => {
-                with_signatures_of(&before.narinfo, &text)
-            }
-            _ => text,
-        };
-        let put = Op::PutNar(record);
-        let ops = match before {
-            // What somebody else says of a path that is published here changes nothing of what we say. Its blocks are
-            // shown again, where they had been left to a mirror.
-            Some(before) if fetched && (before.published || before.pinned) => {
-                if before.nar_hash != narinfo.nar_hash() {
-                    return Ok(None);
-                }
-                let left = (!before.pinned).then_some(Op::PutPath(before));
-                [put].into_iter().chain(left).collect()
-            }
-            // A root that is not whole here may be the one that a published path names: only its publisher forgets it.
-            _ if fetched && forget.is_some() => vec![put],
-            before => {
-                let path = Op::PutPath(PathRecord {
-                    store_path: narinfo.store_path().clone(),
-                    narinfo: text.into(),
-                    nar_hash: narinfo.nar_hash(),
-                    published: audience == Audience::World && (is_named || !fetched),
-                    pinned: audience == Audience::World && !fetched,
-                    mirror: None,
-                    added_unix: before.map_or_else(unix_now, |before| before.added_unix),
-                    keep: claim.keep(),
-                });
-                forget.into_iter().chain([put, path]).collect()
-            }
-        };
-        Ok(Some((lease, ops)))
-    }
-
-    /// Adds the signatures of `narinfo` to a published path; its lock is held.
-    fn add_signatures(&self, before: PathRecord, narinfo: &NarInfo) -> Result<(), CacheError> {
-        compare(&before.store_path.to_absolute_path(), "NarHash", &narinfo.nar_hash(), &before.nar_hash)?;
-        let text = with_signatures_of(narinfo.text().as_bytes(), &String::from_utf8_lossy(&before.narinfo));
-        if text.as_bytes() != &before.narinfo[..] {
-            self.store.commit(vec![Op::PutPath(PathRecord { narinfo: text.into(), ..before })])?;
-        }
-        Ok(())
     }
 
     /// Pins a path whose blocks are here, `lease` protecting those of the root that its narinfo names. False when there
@@ -420,43 +283,10 @@ impl Cache {
     }
 }
 
-/// Holds those of `locks` that belong to `keys`: always in the same order, so that nobody waits in a circle.
-fn hold<'a, 'k>(locks: &'a [Mutex<()>], keys: impl IntoIterator<Item = &'k [u8]>) -> Vec<MutexGuard<'a, ()>> {
-    let sum = |key: &[u8]| key.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-    let places: BTreeSet<usize> = keys.into_iter().map(|key| sum(key) % locks.len()).collect();
-    places.into_iter().map(|place| locks[place].lock().unwrap_or_else(PoisonError::into_inner)).collect()
-}
-
-/// Leaves the roots whose blocks are all here, and protects those: blocks of older ones may have been given to a mirror,
-/// or dropped because they were damaged. The change that makes the store forget those.
-fn keep_whole(record: &mut NarRecord, lease: &Lease) -> Result<Option<Op>, StoreError> {
-    let recorded = record.roots.len();
-    let mut whole = Vec::with_capacity(recorded);
-    for (profile, root) in std::mem::take(&mut record.roots) {
-        if lease.touch_dag(&root)? {
-            whole.push((profile, root));
-        }
-    }
-    record.roots = whole;
-    Ok((record.roots.len() < recorded).then_some(Op::RemoveNar(record.nar_hash)))
-}
-
 /// Seconds since 1970; 0 on a clock before that.
 #[must_use]
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn compare<T: PartialEq + ToString>(
-    path: &str,
-    field: &'static str,
-    claimed: &T,
-    actual: &T,
-) -> Result<(), CacheError> {
-    if claimed == actual {
-        return Ok(());
-    }
-    Err(CacheError::Mismatch { path: path.to_owned(), field, claimed: claimed.to_string(), actual: actual.to_string() })
 }
 
 /// Hands the input on and checks the grammar of what went by.

@@ -4,18 +4,13 @@
 //! made all the same. Large NARs are committed alone: what it takes to make sure that such a DAG is whole, and here to
 //! stay, nobody else shall wait for.
 
-use super::{Audience, Cache, CacheError, Claim, Staged, hold};
-use crate::store::Commit;
+use super::commit::MOST;
+use super::{Audience, Cache, CacheError, Claim, Staged, Wanted};
 use crate::store::writer::Writer;
-use nipfs_proto::nix::NarHash;
-use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::TrustedNarInfo;
-use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
-/// Commits in one record: far below what is too long for one, but for narinfos that no one writes.
-const MOST: usize = 32;
 /// Bytes of the largest NAR that is committed together with others.
 const SMALL: u64 = 2 << 20;
 
@@ -40,6 +35,13 @@ struct Waiting {
 
 type Reply = oneshot::Sender<Result<(), CacheError>>;
 
+impl Waiting {
+    fn wanted(&self) -> Wanted<'_> {
+        let (claim, audience) = self.purpose.claim(&self.trusted);
+        (claim, Some(&self.staged), audience)
+    }
+}
+
 /// The commits that wait, and the thread that makes them.
 #[derive(Debug)]
 pub(super) struct Together {
@@ -61,11 +63,11 @@ impl Together {
             let most = waiting.len().min(MOST);
             let group: Vec<_> = waiting.drain(..most).collect();
             drop(waiting);
-            let Some(cache) = group.first().map(|one| one.cache.clone()) else { return };
-            let answers = cache.commit_group(group);
+            let Some(cache) = group.first().map(|one| &one.cache) else { return };
+            let answers = cache.commit_all(&group.iter().map(Waiting::wanted).collect::<Vec<_>>());
             // Whoever has an answer may close the store, and expects that nobody else holds it or a lease.
-            drop(cache);
-            for (reply, answer) in answers {
+            let replies: Vec<_> = group.into_iter().map(|one| one.reply).collect();
+            for (reply, answer) in replies.into_iter().zip(answers) {
                 // Whoever asked may have gone.
                 let _ = reply.send(answer);
             }
@@ -120,52 +122,6 @@ impl Cache {
         tokio::task::spawn_blocking(work);
         answer.await.unwrap_or(Err(CacheError::Abandoned))
     }
-
-    /// Commits these, and returns whom to tell what; no lease of theirs is left then.
-    fn commit_group(&self, group: Vec<Waiting>) -> Vec<(Reply, Result<(), CacheError>)> {
-        let paths: Vec<_> = group.iter().map(|one| one.trusted.info().store_path().hash_part()).collect();
-        let _paths = hold(&*self.paths, paths.iter().map(|hash| hash.as_str().as_bytes()));
-        let nars: Vec<_> = group.iter().map(|one| one.trusted.info().nar_hash()).collect();
-        let _nars = hold(&*self.nars, nars.iter().map(|hash| &hash.0[..]));
-        let (mut ready, mut answers) = (Ready::default(), Vec::with_capacity(group.len()));
-        for (one, (path, nar)) in group.into_iter().zip(paths.iter().zip(&nars)) {
-            // What goes on from a record that changes here must see the change.
-            if ready.paths.contains(path) || ready.nars.contains(nar) {
-                self.finish(std::mem::take(&mut ready), &mut answers);
-            }
-            ready.paths.insert(*path);
-            ready.nars.insert(*nar);
-            let (claim, audience) = one.purpose.claim(&one.trusted);
-            match self.prepare(claim, Some(&one.staged), audience) {
-                Ok(Some(commit)) => {
-                    ready.commits.push(commit);
-                    ready.replies.push(one.reply);
-                }
-                Ok(None) => answers.push((one.reply, Ok(()))),
-                Err(error) => answers.push((one.reply, Err(error))),
-            }
-        }
-        self.finish(ready, &mut answers);
-        answers
-    }
-
-    fn finish(&self, ready: Ready, answers: &mut Vec<(Reply, Result<(), CacheError>)>) {
-        if ready.commits.is_empty() {
-            return;
-        }
-        let results = self.store.commit_all(&ready.commits);
-        answers
-            .extend(ready.replies.into_iter().zip(results.into_iter().map(|result| result.map_err(CacheError::from))));
-    }
-}
-
-/// What goes into one record.
-#[derive(Default)]
-struct Ready {
-    commits: Vec<Commit>,
-    replies: Vec<Reply>,
-    paths: HashSet<StorePathHash>,
-    nars: HashSet<NarHash>,
 }
 
 #[cfg(test)]
@@ -215,7 +171,7 @@ mod tests {
             one.trusted = one.trusted.with_ipfs(root);
             Waiting { purpose, ..one }
         });
-        assert!(cache.commit_group(group.into()).iter().all(|(_, answer)| answer.is_ok()));
+        assert!(cache.commit_all(&group.each_ref().map(Waiting::wanted)).iter().all(Result::is_ok));
         let record = cache.store().path(&path('1').hash_part()).unwrap().unwrap();
         assert!(record.pinned && record.published);
     }
@@ -227,14 +183,10 @@ mod tests {
         let (old, new) = (Profile::UnixfsV0_2015, Profile::UnixfsV1_2025);
         // The same NAR cut in two ways, for two paths and then for one of them again; and one that lies about its size.
         let all = [('1', old, true), ('2', new, true), ('1', new, true), ('3', old, false)];
-        let (group, answers): (Vec<_>, Vec<_>) = all.into_iter().map(|wanted| waiting(&cache, wanted, 9)).unzip();
-        let (other, answer) = waiting(&cache, ('4', old, true), 99);
+        let mut group: Vec<_> = all.into_iter().map(|wanted| waiting(&cache, wanted, 9).0).collect();
+        group.push(waiting(&cache, ('4', old, true), 99).0);
         let hash = group[0].staged.nar_hash;
-        for (reply, answer) in cache.commit_group(group.into_iter().chain([other]).collect()) {
-            reply.send(answer).unwrap();
-        }
-        let answers = answers.into_iter().chain([answer]).map(|mut answer| answer.try_recv().unwrap());
-        let answers: Vec<_> = answers.collect();
+        let answers = cache.commit_all(&group.iter().map(Waiting::wanted).collect::<Vec<_>>());
         assert!(matches!(answers[3], Err(CacheError::Mismatch { field: "NarSize", .. })), "{answers:?}");
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4);
         assert_eq!(cache.store().nar(&hash).unwrap().unwrap().roots.len(), 2);

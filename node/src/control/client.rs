@@ -152,8 +152,7 @@ impl Exchange<'_> {
     /// [`DATA_PIECE`](crate::control::frame::DATA_PIECE) at once.
     ///
     /// # Errors
-    /// [`ClientError::Failed`] when the node gives up (no space): it drops the connection's data and
-    /// the client must end it.
+    /// [`ClientError::Failed`] when the node gives up (no space): it waits for [`Self::end_data`], and says nothing more.
     pub async fn send_data(&mut self, bytes: Bytes) -> Result<(), ClientError> {
         self.send(Frame::Data(bytes)).await
     }
@@ -161,9 +160,23 @@ impl Exchange<'_> {
     /// Says that the NAR is complete.
     ///
     /// # Errors
-    /// As [`Exchange::send_data`].
+    /// [`ClientError::Frame`] when the connection fails.
     pub async fn end_data(&mut self) -> Result<(), ClientError> {
-        self.send(Frame::End).await
+        // Whatever the node thinks of the data, it reads on to here.
+        Ok(self.client.0.output.send(Frame::End).await?)
+    }
+
+    /// Says that the rest of the NAR will not come. What was staged on the connection before stays.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the connection fails.
+    pub async fn give_up(self, failure: Failure) -> Result<(), ClientError> {
+        self.client.0.output.send(Frame::Failed(failure)).await?;
+        match self.done().await {
+            Ok(done) => Err(ClientError::OutOfTurn(format!("{done:?}"))),
+            Err(ClientError::Failed(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Listens while it sends: a node that failed may no longer read.

@@ -46,10 +46,11 @@ pub enum Request {
         /// Name of the chunking profile.
         profile: String,
     },
-    /// Publish a narinfo whose NAR was staged on this connection or is held already. Pins it.
+    /// Publish narinfos whose NARs were staged on this connection or are held already, in this order. Pins them. Ends
+    /// with [`Done::Committed`].
     Commit {
-        /// The narinfo text, with its `IPFSHash`.
-        narinfo: String,
+        /// The narinfos' texts, each with its `IPFSHash`.
+        narinfos: Vec<String>,
         /// Where its blocks shall lie.
         keep: Keep,
     },
@@ -274,6 +275,11 @@ pub enum Done {
         nar_size: u64,
         /// Plain bytes of blocks not held before.
         new_bytes: u64,
+    },
+    /// Answer to [`Request::Commit`].
+    Committed {
+        /// For each narinfo, why it is not published.
+        failures: Vec<Option<Failure>>,
     },
     /// Answer to [`Request::Gc`].
     Gc {

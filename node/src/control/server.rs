@@ -28,7 +28,7 @@ const CONNECTIONS: usize = 64;
 /// How long to wait after a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// NARs that one connection may have staged and not committed: a client commits each before the next.
+/// NARs that one connection may have staged and not committed: many more than a client commits at once.
 const STAGED: usize = 1024;
 
 /// The listening socket. Only our own user and root get in.
@@ -118,7 +118,7 @@ struct Connection {
     input: Input,
     output: Output,
     /// By NarHash, until committed.
-    staged: HashMap<NarHash, Staged>,
+    staged: HashMap<NarHash, Arc<Staged>>,
 }
 
 impl Connection {
@@ -134,7 +134,7 @@ impl Connection {
                     None => continue,
                 },
                 Request::StageOutside { path, profile } => self.stage_outside(path, &profile).await?,
-                Request::Commit { narinfo, keep } => self.commit(&narinfo, keep).await,
+                Request::Commit { narinfos, keep } => self.commit(&narinfos, keep).await,
                 request => {
                     let (events, receiver) = Events::channel();
                     let node = self.node.clone();
@@ -161,6 +161,7 @@ impl Connection {
                     }
                 }
                 Some(Frame::End) => break true,
+                // It gave up, or has gone.
                 _ => {
                     let _ = feed.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
                     return Ok(Some(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR"))));
@@ -182,7 +183,7 @@ impl Connection {
         self.output.send(answer.map_or_else(Frame::Failed, Frame::Done)).await?;
         // To close now would take the answer away from a client that is still sending.
         while let Some(frame) = self.input.next().await {
-            if matches!(frame?, Frame::End) {
+            if !matches!(frame?, Frame::Data(_)) {
                 break;
             }
         }
@@ -200,7 +201,7 @@ impl Connection {
             nar_size: staged.nar_size,
             new_bytes: staged.new_bytes,
         };
-        self.staged.insert(staged.nar_hash, staged);
+        self.staged.insert(staged.nar_hash, Arc::new(staged));
         Ok(done)
     }
 
@@ -216,14 +217,23 @@ impl Connection {
         Ok(staged.and_then(|staged| self.keep(staged)))
     }
 
-    async fn commit(&mut self, text: &str, keep: Keep) -> Result<Done, Failure> {
-        let narinfo =
-            NarInfo::parse_unasked(text.as_bytes()).map_err(|error| Failure::from_error(Class::Refused, &error))?;
-        let staged = self.staged.remove(&narinfo.nar_hash());
-        let root = narinfo.root().map(|root| *root.cid());
-        jobs::keep::commit(&self.node, narinfo, staged, keep).await?;
-        self.node.stored(root).await;
-        Ok(Done::Ok)
+    async fn commit(&mut self, texts: &[String], keep: Keep) -> Result<Done, Failure> {
+        let mut paths = Vec::with_capacity(texts.len());
+        for text in texts {
+            let narinfo = NarInfo::parse_unasked(text.as_bytes());
+            let narinfo = narinfo.map_err(|error| Failure::from_error(Class::Refused, &error))?;
+            // Several may have the same NAR.
+            let staged = self.staged.get(&narinfo.nar_hash()).cloned();
+            paths.push((narinfo, staged));
+        }
+        for (narinfo, _) in &paths {
+            self.staged.remove(&narinfo.nar_hash());
+        }
+        let roots: Vec<_> = paths.iter().map(|(narinfo, _)| narinfo.root().map(|root| *root.cid())).collect();
+        let committed = jobs::keep::commit(&self.node, paths, keep).await;
+        let published = roots.into_iter().zip(&committed).filter(|(_, committed)| committed.is_ok());
+        self.node.stored(published.filter_map(|(root, _)| root)).await;
+        Ok(Done::Committed { failures: committed.into_iter().map(Result::err).collect() })
     }
 
     /// Runs a job and passes its events on. A client that leaves cancels it.

@@ -18,6 +18,7 @@ use crate::store::{Keep, PathRecord, StoreError};
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
 use nipfs_proto::nix::store_path::StorePath;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Pieces of a NAR that are read ahead.
@@ -57,33 +58,65 @@ pub async fn stage(node: &Node, path: &str, profile: Profile, events: &Events) -
     }
 }
 
-/// Publishes what was staged, or is held already, under `narinfo`.
+/// A narinfo to be published, and its NAR where that is not held already.
+pub type Ready = (NarInfo, Option<Arc<Staged>>);
+
+/// Publishes paths in this order, and tells what became of each.
 ///
 /// # Errors
-/// As [`Cache::commit`](crate::cache::Cache::commit); and when the path cannot be kept so.
-pub async fn commit(node: &Node, narinfo: NarInfo, staged: Option<Staged>, keep: Keep) -> Result<(), Failure> {
-    let path = narinfo.store_path().clone();
-    let roots = node.gc_roots();
-    if keep != Keep::Copy {
-        let info = valid(node, &path).await?;
-        if info.nar_hash != narinfo.nar_hash() {
-            let failure = Failure::new(Class::Refused, format!("{path}: its NarHash is not the one in Nix's database"));
-            return Err(failure.hint(format!("run: nix-store --verify-path {path}")));
+/// For each by itself: as [`Cache::commit`](crate::cache::Cache::commit); and when the path cannot be kept so.
+pub async fn commit(node: &Node, paths: Vec<Ready>, keep: Keep) -> Vec<Result<(), Failure>> {
+    let names: Vec<_> = paths.iter().map(|(narinfo, _)| narinfo.store_path().clone()).collect();
+    let mut committed = Vec::with_capacity(paths.len());
+    if keep == Keep::Copy {
+        committed = record(node, paths, keep).await;
+    } else {
+        for path in paths {
+            committed.push(keep_outside(node, path, keep).await);
         }
     }
+    for (path, committed) in names.iter().zip(&mut committed) {
+        let ended = end_root(node, path).await;
+        *committed = std::mem::replace(committed, Ok(())).and(ended);
+    }
+    committed
+}
+
+async fn keep_outside(node: &Node, ready: Ready, keep: Keep) -> Result<(), Failure> {
+    let path = ready.0.store_path().clone();
+    if valid(node, &path).await?.nar_hash != ready.0.nar_hash() {
+        let failure = Failure::new(Class::Refused, format!("{path}: its NarHash is not the one in Nix's database"));
+        return Err(failure.hint(format!("run: nix-store --verify-path {path}")));
+    }
+    let roots = node.gc_roots();
     // Nobody ends the root between its making and the record that needs it.
     let rooting = if keep == Keep::Rooted { Some(roots.lock().await) } else { None };
     if rooting.is_some() && !(is_rooted(node, &path)? && roots.contains(&path)) {
         roots.add(&path).await.map_err(|error| unrooted(&path, &error))?;
     }
-    let cache = node.cache().clone();
-    let commit = move || cache.commit(Claim::Own(&narinfo, keep), staged.as_ref(), Audience::World);
-    let committed = tokio::task::spawn_blocking(commit).await;
-    drop(rooting);
-    if roots.contains(&path) && !is_rooted(node, &path)? {
+    record(node, vec![ready], keep).await.into_iter().collect()
+}
+
+/// Has paths recorded together.
+async fn record(node: &Node, paths: Vec<Ready>, keep: Keep) -> Vec<Result<(), Failure>> {
+    let (cache, count) = (node.cache().clone(), paths.len());
+    let commit = move || {
+        let wanted =
+            paths.iter().map(|(narinfo, staged)| (Claim::Own(narinfo, keep), staged.as_deref(), Audience::World));
+        cache.commit_all(&wanted.collect::<Vec<_>>())
+    };
+    match tokio::task::spawn_blocking(commit).await {
+        Ok(committed) => committed.into_iter().map(|committed| Ok(committed?)).collect(),
+        Err(error) => vec![Err(Failure::from_error(Class::Failed, &error)); count],
+    }
+}
+
+/// Ends the GC root of a path that has one and does not need it.
+async fn end_root(node: &Node, path: &StorePath) -> Result<(), Failure> {
+    if node.gc_roots().contains(path) && !is_rooted(node, path)? {
         release(node).await?;
     }
-    Ok(committed.map_err(|error| Failure::from_error(Class::Failed, &error))??)
+    Ok(())
 }
 
 /// Ends the GC roots of paths that no longer need one.

@@ -3,6 +3,7 @@
 //! The narinfos are somebody's word about somebody's content: they keep their `Sig` lines and are never
 //! signed again. Their NARs must be uncompressed, and match.
 
+use super::group::Ready;
 use super::record::with_root;
 use super::stage::Source;
 use super::{Publisher, changed};
@@ -29,19 +30,21 @@ pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> 
     }
     for hash in dependencies_first(&references) {
         let file = directory.join(format!("{hash}.narinfo"));
-        let published = one(publisher, directory, &file).await;
-        publisher.count(&file.display().to_string(), published)?;
+        let ready = one(publisher, directory, file.clone()).await;
+        publisher.add(file.display().to_string(), ready).await?;
     }
-    Ok(())
+    // The narinfos of one group lie in one directory.
+    publisher.publish_group().await
 }
 
-async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: &Path) -> Result<(), Stop> {
-    let narinfo = cache::read_narinfo(file)?;
+async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: PathBuf) -> Result<Ready, Stop> {
+    let narinfo = cache::read_narinfo(&file)?;
     let mut new_bytes = 0;
     let root = match publisher.known(narinfo.nar_hash()).await? {
         Some(root) => root,
         None => {
             let nar = nar_file(&narinfo, directory)?;
+            publisher.make_way(narinfo.nar_size()).await?;
             let name = narinfo.store_path().to_absolute_path();
             let staged = publisher.stage(&name, Source::File(nar.clone()), narinfo.nar_size()).await?;
             if staged.nar_hash != narinfo.nar_hash() {
@@ -52,7 +55,7 @@ async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: &Path) -> Re
         }
     };
     let narinfo = with_root(&narinfo, narinfo.root(), root, (&publisher.keys, publisher.profile))?;
-    publisher.commit(&narinfo, file, new_bytes).await
+    Ok(Ready { narinfo, file, new_bytes })
 }
 
 fn nar_file(narinfo: &NarInfo, directory: &Path) -> Result<PathBuf, Failure> {

@@ -10,11 +10,11 @@ use nipfs_proto::nix::narinfo::NarInfo;
 use std::io::Write;
 
 impl Publisher<'_> {
-    /// Writes the NAR where its narinfo says, unless it lies there already.
-    pub(super) async fn write_nar(&mut self, narinfo: &NarInfo) -> Result<(), Stop> {
+    /// The NAR as it will lie where its narinfo says; `None` when it does already.
+    pub(super) async fn draft_nar(&mut self, narinfo: &NarInfo) -> Result<Option<Draft>, Stop> {
         let file = self.cache.join(narinfo.url());
-        if !self.write_nars || file.exists() {
-            return Ok(());
+        if file.exists() {
+            return Ok(None);
         }
         let unwritable = |error| cache::unwritable(&file, &error);
         std::fs::create_dir_all(self.cache.join("nar")).map_err(unwritable)?;
@@ -29,6 +29,6 @@ impl Publisher<'_> {
                 event => return Err(out_of_turn(&event).into()),
             }
         }
-        Ok(draft.replace().map_err(unwritable)?)
+        Ok(Some(draft))
     }
 }

@@ -1,39 +1,19 @@
-//! The narinfo of what is published: built or completed, signed, committed, written.
+//! The narinfo of what is published: built or completed, and signed.
 
 use super::Publisher;
+use super::group::Ready;
 use crate::commands::cache;
 use crate::outcome::Stop;
-use nipfs_node::control::protocol::{Class, Failure, Request};
+use nipfs_node::control::protocol::{Class, Failure};
 use nipfs_proto::block::Cid;
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::{NarInfo, NarInfoError, PathInfo, Root, ipfs_fingerprint};
 use nipfs_proto::nix::signature::SecretKey;
-use serde::Serialize;
-use std::fmt;
-use std::path::{Path, PathBuf};
-
-/// A line of `publish`.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Line {
-    path: String,
-    narinfo: PathBuf,
-    root: String,
-    nar_hash: String,
-    nar_size: u64,
-    new_bytes: u64,
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.path, self.root)
-    }
-}
 
 impl Publisher<'_> {
-    /// Publishes a path of ours, whose NAR is staged or held. Signatures that its narinfo in the cache
-    /// directory carries already are kept.
-    pub(super) async fn record(&mut self, mut info: PathInfo, root: Cid, new_bytes: u64) -> Result<(), Stop> {
+    /// A path of ours, whose NAR is staged or held, with its narinfo. Signatures that this has in the cache directory
+    /// already are kept.
+    pub(super) fn record(&self, mut info: PathInfo, root: Cid, new_bytes: u64) -> Result<Ready, Stop> {
         let file = self.cache.join(format!("{}.narinfo", info.path.hash_part()));
         let before = std::fs::read(&file).ok().and_then(|text| NarInfo::parse(&info.path.hash_part(), &text).ok());
         let before = before.filter(|before| before.nar_hash() == info.nar_hash);
@@ -49,24 +29,7 @@ impl Publisher<'_> {
         let old_root = before.as_ref().and_then(NarInfo::root);
         let narinfo = with_root(&narinfo, old_root, root, (&self.keys, self.profile))?;
         cache::write_info(&self.cache)?;
-        self.commit(&narinfo, &file, new_bytes).await
-    }
-
-    /// Makes the node serve the narinfo, writes its file, and prints the line.
-    pub(super) async fn commit(&mut self, narinfo: &NarInfo, file: &Path, new_bytes: u64) -> Result<(), Stop> {
-        let request = Request::Commit { narinfo: narinfo.text().to_owned(), keep: self.keep };
-        self.client().await?.call(request).await?;
-        // Before the narinfo: who finds that can have the NAR.
-        self.write_nar(narinfo).await?;
-        cache::write(file, narinfo.text().as_bytes())?;
-        self.app.printer.item(&Line {
-            path: narinfo.store_path().to_absolute_path(),
-            narinfo: file.to_owned(),
-            root: narinfo.root().map(|root| root.cid().to_string()).unwrap_or_default(),
-            nar_hash: narinfo.nar_hash().to_string(),
-            nar_size: narinfo.nar_size(),
-            new_bytes,
-        })
+        Ok(Ready { narinfo, file, new_bytes })
     }
 }
 

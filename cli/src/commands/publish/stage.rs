@@ -2,7 +2,7 @@
 
 use super::Publisher;
 use crate::outcome::Stop;
-use nipfs_node::control::client::Event;
+use nipfs_node::control::client::{ClientError, Event};
 use nipfs_node::control::protocol::{Class, Done, Failure, Request};
 use nipfs_node::nix::dump::{DumpError, Pieces, dump};
 use nipfs_proto::block::{Cid, parse_cid};
@@ -62,13 +62,10 @@ impl Publisher<'_> {
     /// Sends a NAR; `name` and `total` (0: not known) are for the progress bar.
     ///
     /// # Errors
-    /// When it cannot be read or the node does not take it. The connection is given up then: the data
-    /// that the node waits for will not come.
+    /// When it cannot be read or the node does not take it. What is staged already stays.
     pub(super) async fn stage(&mut self, name: &str, source: Source, total: u64) -> Result<Staged, Stop> {
         let sent = self.send(name, source, total).await;
-        if sent.is_err() {
-            self.client = None;
-        }
+        self.app.printer.clear();
         staged(sent?)
     }
 
@@ -99,14 +96,21 @@ impl Publisher<'_> {
         let mut done = 0;
         while let Some(piece) = waiting.recv().await {
             done += piece.len() as u64;
-            exchange.send_data(piece).await?;
+            if let Err(error) = exchange.send_data(piece).await {
+                if matches!(error, ClientError::Failed(_)) {
+                    exchange.end_data().await?;
+                }
+                return Err(error.into());
+            }
             printer.progress(name, done, total, "reading");
         }
-        reading.await.map_err(|error| Failure::from_error(Class::Failed, &error))??;
+        let read = reading.await.unwrap_or_else(|error| Err(Failure::from_error(Class::Failed, &error)));
+        if let Err(failure) = read {
+            exchange.give_up(failure.clone()).await?;
+            return Err(failure.into());
+        }
         exchange.end_data().await?;
-        let staged = exchange.done().await;
-        printer.clear();
-        Ok(staged?)
+        Ok(exchange.done().await?)
     }
 }
 

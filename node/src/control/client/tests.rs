@@ -1,11 +1,18 @@
 use super::*;
-use crate::control::frame::Codec;
+use crate::control::frame::{Codec, pair};
+use crate::nix::dump::dump;
+use crate::store::{GcOptions, Keep, Op};
+use crate::{Node, Settings};
 use futures::{SinkExt, StreamExt};
+use nipfs_proto::block::parse_cid;
+use nipfs_proto::nix::narinfo::{NarInfo, PathInfo, Root};
+use nipfs_proto::nix::store_path::StorePath;
 use tokio_util::codec::Framed;
 
-type Node = Framed<tokio::io::DuplexStream, Codec>;
+type Played = Framed<tokio::io::DuplexStream, Codec>;
 
-fn pipe() -> (Client, Node) {
+/// A client, and the node that a test plays.
+fn pipe() -> (Client, Played) {
     let (near, far) = tokio::io::duplex(1 << 10);
     (Client::over(End::over(near)), Framed::new(far, Codec))
 }
@@ -57,6 +64,67 @@ async fn a_node_that_fails_in_mid_stage_ends_the_sending() {
     };
     assert!(matches!(error, ClientError::Failed(failure) if failure == full()));
     drop(far.await.unwrap());
+}
+
+/// What is no NAR: the node finds out at the first bytes.
+async fn send_garbage(exchange: &mut Exchange<'_>) -> Result<(), ClientError> {
+    exchange.send_data(Bytes::from(vec![0xff; 4 << 10])).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_staged_stays_however_the_next_nar_ends() {
+    let state = tempfile::tempdir().unwrap();
+    let node = Node::open(Settings { state: state.path().to_owned(), ..Settings::default() }).await.unwrap();
+    let (dir, mut nar) = (tempfile::tempdir().unwrap(), Vec::new());
+    std::fs::write(dir.path().join("file"), "content").unwrap();
+    dump(&dir.path().join("file"), &mut nar).unwrap();
+    let (socket, far) = tokio::io::duplex(1 << 10);
+    let (near, within) = pair();
+    for (mut client, far) in [(Client::over(End::over(socket)), End::over(far)), (Client::over(near), within)] {
+        let serving = node.clone();
+        let serving = tokio::spawn(async move { serving.handle(far).await });
+        let mut exchange = client.request(stage()).await.unwrap();
+        exchange.send_data(nar.clone().into()).await.unwrap();
+        exchange.end_data().await.unwrap();
+        let Done::Staged { root, nar_hash, nar_size, .. } = exchange.done().await.unwrap() else {
+            panic!("not staged")
+        };
+
+        client.request(stage()).await.unwrap().give_up(full()).await.unwrap();
+        for pieces in 0..100 {
+            let mut exchange = client.request(stage()).await.unwrap();
+            let mut sent = Ok(());
+            for _ in 0..pieces % 5 {
+                sent = sent.and(send_garbage(&mut exchange).await);
+                tokio::task::yield_now().await;
+            }
+            // The node may have failed before it is told, and found out or not that somebody still sends.
+            match sent {
+                Ok(()) => exchange.give_up(full()).await.unwrap(),
+                Err(ClientError::Failed(_)) => exchange.end_data().await.unwrap(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let mut exchange = client.request(stage()).await.unwrap();
+        while send_garbage(&mut exchange).await.is_ok() {}
+        exchange.end_data().await.unwrap();
+
+        let path = StorePath::from_base_name(&format!("{}-nipfs-test", "1".repeat(32))).unwrap();
+        let (nar_hash, references, signatures) = (nar_hash.parse().unwrap(), Vec::new(), Vec::new());
+        let info = PathInfo { path, nar_hash, nar_size, references, deriver: None, signatures, ca: None };
+        let narinfo = NarInfo::new(&info).unwrap().with_ipfs(Root::new(parse_cid(&root).unwrap(), None).unwrap());
+        let request = Request::Commit { narinfos: vec![narinfo.text().to_owned()], keep: Keep::Copy };
+        assert_eq!(client.call(request).await.unwrap(), Done::Committed { failures: vec![None] });
+        node.cache()
+            .change(&info.path.hash_part(), &node.store().lease(), |path| {
+                Some(Op::RemovePath(path.store_path.hash_part()))
+            })
+            .unwrap();
+        node.store().gc(&GcOptions::default()).unwrap();
+        drop(client);
+        serving.await.unwrap();
+    }
+    node.shutdown().await;
 }
 
 #[tokio::test]

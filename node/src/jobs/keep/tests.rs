@@ -49,10 +49,10 @@ async fn the_node_takes_nobodys_word_for_what_nix_holds() {
     // Registered, and not there.
     stage(&node, &path("there").to_string(), Profile::UnixfsV0_2015, &events).await.unwrap_err();
     for keep in [Keep::Rooted, Keep::Weak] {
-        let failure = commit(&node, narinfo("strange", NarHash::of(b"")), None, keep).await.unwrap_err();
-        assert_eq!(failure.class, Class::Usage, "{failure}");
-        let failure = commit(&node, narinfo("there", NarHash::of(b"x")), None, keep).await.unwrap_err();
-        assert_eq!(failure.class, Class::Refused, "{failure}");
+        let paths = [narinfo("strange", NarHash::of(b"")), narinfo("there", NarHash::of(b"x"))];
+        let committed = commit(&node, paths.map(|narinfo| (narinfo, None)).into(), keep).await;
+        let classes: Vec<_> = committed.into_iter().map(|committed| committed.unwrap_err().class).collect();
+        assert_eq!(classes, [Class::Usage, Class::Refused]);
     }
     assert_eq!(node.store().paths().count(), 0);
 }
