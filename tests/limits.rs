@@ -1,8 +1,9 @@
 //! `serve --max-size`: a store that is never too large for long.
 
-use crate::common::{Machine, STUCK, Serving};
+use crate::common::{Machine, STUCK, Serving, make_tree};
 use crate::walk::publish_tree;
 use serde_json::Value;
+use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Waits until `done`.
@@ -72,4 +73,36 @@ fn a_path_that_is_larger_than_the_store_may_be_goes_and_the_store_comes_to_rest(
     let (_, small) = publish_tree(&a, "small", 141, 1000);
     assert_eq!(at_a.get(&narinfo(&small)).status, 200);
     assert_eq!(runs(), until_rest, "{}", at_a.log());
+}
+
+#[test]
+fn what_one_command_publishes_beyond_the_size_leaves_no_narinfo_without_its_path() {
+    let a = Machine::new();
+    a.key();
+    let at_a = a.serve(&["--max-size", "1000K"]);
+    let trees: Vec<_> = (0..40).map(|number| a.dir().join(format!("tree-{number}"))).collect();
+    for (number, tree) in trees.iter().enumerate() {
+        make_tree(tree, 150 + number as u64, 100_000);
+    }
+    // The first ones are held already when they are published with all others.
+    for trees in [&trees[..5], &trees[..]] {
+        let args: Vec<_> =
+            ["publish", "--json"].into_iter().chain(trees.iter().map(|tree| tree.to_str().unwrap())).collect();
+        assert_eq!(a.run(&args).ok().json().len(), trees.len());
+    }
+    wait("the store stays too large", &at_a, || stored(&a) <= 1000 << 10);
+    let pinned = a.run(&["pin", "ls"]).ok().stdout.lines().count();
+    assert!((5..=10).contains(&pinned), "{pinned} are left");
+    let narinfos = || {
+        let names = fs::read_dir(a.state().join("cache"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".narinfo")).collect::<Vec<_>>()
+    };
+    // Those that went are taken back right after.
+    wait("narinfos of paths that went stay", &at_a, || narinfos().len() == pinned);
+    for name in narinfos() {
+        assert_eq!(at_a.get(&format!("/{name}")).status, 200, "{name}");
+    }
+    a.run(&["verify", "--deep"]).ok();
 }

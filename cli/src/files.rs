@@ -2,6 +2,7 @@
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, syncfs};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -107,7 +108,7 @@ impl Drop for Draft {
     }
 }
 
-/// [`Draft::replace`] of several in one directory, in this order; the result of each. Waits for the disk twice, however many
+/// [`Draft::replace`] of several, in this order; the result of each. Waits for the disk twice for each directory, however many
 /// they are.
 pub(crate) fn replace_all(drafts: Vec<Draft>) -> Vec<io::Result<()>> {
     let drafts = match <[Draft; 1]>::try_from(drafts) {
@@ -115,13 +116,16 @@ pub(crate) fn replace_all(drafts: Vec<Draft>) -> Vec<io::Result<()>> {
         Ok([draft]) => return vec![draft.replace()],
         Err(drafts) => drafts,
     };
-    let Some(first) = drafts.first() else { return Vec::new() };
-    let (written, target) = (syncfs(&first.file), first.target.clone());
-    let named: Vec<_> =
-        drafts.into_iter().map(|draft| written.map_err(io::Error::from).and_then(|()| draft.take_name())).collect();
-    let synced = sync_parent(&target).map_err(|error| (error.kind(), error.to_string()));
-    let durable = |()| synced.clone().map_err(|(kind, text)| io::Error::new(kind, text));
-    named.into_iter().map(|named| named.and_then(durable)).collect()
+    let parents: BTreeSet<_> = drafts.iter().map(|draft| parent(&draft.target).to_owned()).collect();
+    let written = parents.iter().try_for_each(|parent| Ok(syncfs(File::open(parent)?)?));
+    let named: Vec<_> = drafts.into_iter().map(|draft| same(&written).and_then(|()| draft.take_name())).collect();
+    let synced = parents.iter().try_for_each(|parent| File::open(parent)?.sync_all());
+    named.into_iter().map(|named| named.and_then(|()| same(&synced))).collect()
+}
+
+/// The same result for one more.
+fn same(result: &io::Result<()>) -> io::Result<()> {
+    result.as_ref().copied().map_err(|error| io::Error::new(error.kind(), error.to_string()))
 }
 
 /// Removes the drafts of processes that were killed. Those in work are locked and stay.
@@ -170,8 +174,11 @@ pub(crate) fn draft(target: &Path, bytes: &[u8]) -> io::Result<Option<Draft>> {
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    File::open(parent)?.sync_all()
+    File::open(parent(path))?.sync_all()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
 }
 
 #[cfg(test)]

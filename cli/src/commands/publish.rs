@@ -87,8 +87,6 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
         match input {
             Input::StorePath(_) => {}
             Input::CacheDirectory(directory) => {
-                // The narinfos of one group lie in one directory.
-                publisher.publish_group().await?;
                 cache_directory::publish(&mut publisher, &directory).await?;
             }
             Input::Tree(path) => {

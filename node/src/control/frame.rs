@@ -76,7 +76,7 @@ pub enum Frame {
     Restart,
     /// Node: the request ended well.
     Done(Done),
-    /// Node: the request failed.
+    /// Node: the request failed. Client: the rest of the data of `stage` will not come.
     Failed(Failure),
 }
 

@@ -4,7 +4,7 @@
 //! JSON for [`Request`], [`Item`], [`Report`], [`Done`] and [`Failure`], bytes for data.
 //!
 //! ```text
-//! client: Request  (Data… End)?            the data of `stage`
+//! client: Request  (Data… (End | Failed))?   the data of `stage`; `Failed` gives it up
 //! node:   (Report | Item | Data | Restart)…  (Done | Failed)
 //! ```
 //!
@@ -26,7 +26,7 @@ pub enum Request {
     Hello,
     /// Figures of the node. Ends with [`Done::Status`].
     Status,
-    /// Is this NAR held under this profile? Ends with [`Done::Known`].
+    /// Is this NAR held under this profile? If so it stays as if it had been staged. Ends with [`Done::Known`].
     Known {
         /// Its hash.
         nar_hash: String,

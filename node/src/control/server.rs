@@ -107,7 +107,8 @@ impl Door {
 
 /// Answers the requests of one connection, in order, until it ends.
 pub async fn converse(node: Node, end: End) {
-    let mut connection = Connection { node, input: end.input, output: end.output, staged: HashMap::new() };
+    let (staged, committed) = (HashMap::new(), Vec::new());
+    let mut connection = Connection { node, input: end.input, output: end.output, staged, committed };
     if let Err(error) = connection.run().await {
         tracing::debug!("control connection: {error}");
     }
@@ -117,8 +118,10 @@ struct Connection {
     node: Node,
     input: Input,
     output: Output,
-    /// By NarHash, until committed.
+    /// What the client has staged, or knows to be here, by NarHash, until it is committed.
     staged: HashMap<NarHash, Arc<Staged>>,
+    /// What was committed last: GC leaves it alone while the client writes the narinfos.
+    committed: Vec<Arc<Staged>>,
 }
 
 impl Connection {
@@ -128,13 +131,15 @@ impl Connection {
                 let failure = Failure::new(Class::Usage, "a request was expected");
                 return self.output.send(Frame::Failed(failure)).await;
             };
+            self.committed.clear();
             let answer = match request {
                 Request::Stage { profile } => match self.stage(&profile).await? {
                     Some(answer) => answer,
                     None => continue,
                 },
                 Request::StageOutside { path, profile } => self.stage_outside(path, &profile).await?,
-                Request::Commit { narinfos, keep } => self.commit(&narinfos, keep).await,
+                Request::Known { nar_hash, profile } => self.known(&nar_hash, &profile).await,
+                Request::Commit { narinfos, keep } => Ok(self.commit(&narinfos, keep).await),
                 request => {
                     let (events, receiver) = Events::channel();
                     let node = self.node.clone();
@@ -164,6 +169,11 @@ impl Connection {
                 // It gave up, or has gone.
                 _ => {
                     let _ = feed.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                    drop(feed);
+                    if let Ok(import) = import {
+                        // Nothing of it is left when the client hears so.
+                        let _ = import.await;
+                    }
                     return Ok(Some(Err(Failure::new(Class::Interrupted, "the client left in mid-NAR"))));
                 }
             }
@@ -183,11 +193,28 @@ impl Connection {
         self.output.send(answer.map_or_else(Frame::Failed, Frame::Done)).await?;
         // To close now would take the answer away from a client that is still sending.
         while let Some(frame) = self.input.next().await {
-            if !matches!(frame?, Frame::Data(_)) {
-                break;
+            match frame? {
+                Frame::Data(_) => {}
+                Frame::Request(_) => return Ok(Some(Err(Failure::new(Class::Usage, "the NAR before was not ended")))),
+                _ => break,
             }
         }
         Ok(None)
+    }
+
+    /// The root of a NAR that is here, which stays until it is committed or the connection ends.
+    async fn known(&mut self, nar_hash: &str, profile: &str) -> Result<Done, Failure> {
+        let (nar_hash, profile) = (parse_nar_hash(nar_hash)?, parse_profile(profile)?);
+        let Some((root, nar_size)) = self.node.cache().root(&nar_hash, Some(profile))? else {
+            return Ok(Done::Known { root: None });
+        };
+        let lease = Arc::new(self.node.store().lease());
+        // Blocks may have been left to a mirror: then the NAR must be staged again.
+        if !self.node.protect(root, &lease).await? {
+            return Ok(Done::Known { root: None });
+        }
+        self.keep(Staged::by_reading(lease, root, Some(profile), nar_hash, nar_size))?;
+        Ok(Done::Known { root: Some(root.to_string()) })
     }
 
     fn keep(&mut self, staged: Staged) -> Result<Done, Failure> {
@@ -217,23 +244,29 @@ impl Connection {
         Ok(staged.and_then(|staged| self.keep(staged)))
     }
 
-    async fn commit(&mut self, texts: &[String], keep: Keep) -> Result<Done, Failure> {
-        let mut paths = Vec::with_capacity(texts.len());
-        for text in texts {
-            let narinfo = NarInfo::parse_unasked(text.as_bytes());
-            let narinfo = narinfo.map_err(|error| Failure::from_error(Class::Refused, &error))?;
-            // Several may have the same NAR.
-            let staged = self.staged.get(&narinfo.nar_hash()).cloned();
-            paths.push((narinfo, staged));
+    async fn commit(&mut self, texts: &[String], keep: Keep) -> Done {
+        let mut failures = vec![None; texts.len()];
+        let (mut paths, mut places, mut roots) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, text) in texts.iter().enumerate() {
+            match NarInfo::parse_unasked(text.as_bytes()) {
+                Ok(narinfo) => {
+                    roots.push(narinfo.root().map(|root| *root.cid()));
+                    // Several may have the same NAR.
+                    let staged = self.staged.get(&narinfo.nar_hash()).cloned();
+                    paths.push((narinfo, staged));
+                    places.push(place);
+                }
+                Err(error) => failures[place] = Some(Failure::from_error(Class::Refused, &error)),
+            }
         }
-        for (narinfo, _) in &paths {
-            self.staged.remove(&narinfo.nar_hash());
-        }
-        let roots: Vec<_> = paths.iter().map(|(narinfo, _)| narinfo.root().map(|root| *root.cid())).collect();
+        self.committed = paths.iter().filter_map(|(narinfo, _)| self.staged.remove(&narinfo.nar_hash())).collect();
         let committed = jobs::keep::commit(&self.node, paths, keep).await;
         let published = roots.into_iter().zip(&committed).filter(|(_, committed)| committed.is_ok());
         self.node.stored(published.filter_map(|(root, _)| root)).await;
-        Ok(Done::Committed { failures: committed.into_iter().map(Result::err).collect() })
+        for (place, committed) in places.into_iter().zip(committed) {
+            failures[place] = committed.err();
+        }
+        Done::Committed { failures }
     }
 
     /// Runs a job and passes its events on. A client that leaves cancels it.
@@ -284,7 +317,6 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
     match request {
         Request::Hello => Ok(node.hello()),
         Request::Status => Ok(Done::Status(node.status().await?)),
-        Request::Known { nar_hash, profile } => known(node, &nar_hash, &profile).await,
         Request::Fetch(fetch) => jobs::fetch::fetch(node, fetch, events).await,
         Request::Nar { nar_hash } => nar(node, &nar_hash, events).await,
         Request::MirrorPull { url, trusted_keys, peers, store_paths } => {
@@ -300,20 +332,10 @@ async fn run(node: &Node, request: Request, events: &Events) -> Result<Done, Fai
             jobs::collect::collect(node, dry_run, max_size, require_mirror.as_deref(), events).await
         }
         Request::Verify { deep, repair, peers } => jobs::verify::verify(node, deep, repair, &peers, events).await,
-        Request::Stage { .. } | Request::StageOutside { .. } | Request::Commit { .. } => {
+        Request::Known { .. } | Request::Stage { .. } | Request::StageOutside { .. } | Request::Commit { .. } => {
             Err(Failure::new(Class::Usage, "not a job"))
         }
     }
-}
-
-async fn known(node: &Node, nar_hash: &str, profile: &str) -> Result<Done, Failure> {
-    let held = node.cache().root(&parse_nar_hash(nar_hash)?, Some(parse_profile(profile)?))?;
-    // Blocks may have been left to a mirror: then the NAR must be staged again.
-    let root = match held {
-        Some((root, _)) if node.is_complete(root).await? => Some(root.to_string()),
-        _ => None,
-    };
-    Ok(Done::Known { root })
 }
 
 async fn nar(node: &Node, nar_hash: &str, events: &Events) -> Result<Done, Failure> {

@@ -73,11 +73,11 @@ pub async fn collect(
 /// of that by the rule of `gc --max-size`, and `dropped` is told which paths went.
 ///
 /// What leases protect stays, so that much may be here on top until they end. A store that GC cannot bring down is left
-/// alone until then, or until it has grown by another tenth.
+/// alone until all leases that there were have ended, or until it has grown by another tenth.
 pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: impl Fn(&[StorePath])) {
     let slack = max_size / 10;
     let mut limit = max_size;
-    // The newest of the leases that kept GC from more.
+    // After a GC that leases kept from more: the newest lease that there was when it ended.
     let mut spared_by = None;
     loop {
         if spared_by.take_if(|newest| node.store().leases_ended(*newest)).is_some() {
@@ -91,7 +91,14 @@ pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: i
                     let (paths, pins, freed) =
                         (report.dropped_paths.len(), report.dropped_pins.len(), report.freed_bytes);
                     let spared = report.spared_bytes;
-                    tracing::warn!(paths, pins, freed, spared, max_size, "the store was too large: the oldest went");
+                    tracing::warn!(
+                        paths,
+                        pins,
+                        freed,
+                        spared,
+                        max_size,
+                        "the store was too large: what is oldest and not in use went"
+                    );
                     for path in &report.dropped_paths {
                         tracing::info!(%path, "dropped");
                     }

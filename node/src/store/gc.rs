@@ -1,8 +1,8 @@
 //! Garbage collection: mark what pins reach, forget the rest, then sweep (see `sweep`).
 //!
 //! Anything that cannot be marked ends it before the first deletion. Commits and puts go on meanwhile: what a lease
-//! protects is spared, even if the lease ends before GC does. Paths that nobody pinned go with their blocks, records
-//! first: a narinfo never outlives its NAR.
+//! protects is spared, even if the lease ends before GC does, and so are the paths of which it protects all. Other paths
+//! that nobody pinned go with their blocks, records first: a narinfo never outlives its NAR.
 
 use super::digest_set::DigestSet;
 use super::ops::Batch;
@@ -142,7 +142,13 @@ impl Store {
 
     fn forecast(&self, plan: Plan) -> Result<GcReport, StoreError> {
         let mut report = GcReport { kept_paths: plan.kept_paths, dropped_pins: plan.pins, ..GcReport::default() };
-        report.dropped_paths = plan.paths.into_iter().map(|path| path.store_path).collect();
+        for path in plan.paths {
+            if self.is_leased(&path)? {
+                report.kept_paths += 1;
+            } else {
+                report.dropped_paths.push(path.store_path);
+            }
+        }
         for block in self.0.log.index.blocks() {
             let (digest, row) = block?;
             let stored = u64::from(row.location.stored);
@@ -167,7 +173,7 @@ impl Store {
         let mut ops = Vec::new();
         for path in &plan.paths {
             let hash = path.store_path.hash_part();
-            if self.path(&hash)?.as_ref() != Some(path) {
+            if self.path(&hash)?.as_ref() != Some(path) || self.is_leased(path)? {
                 report.kept_paths += 1;
                 continue;
             }
@@ -194,6 +200,29 @@ impl Store {
         }
         self.append_all(&ops)?;
         Ok(report)
+    }
+
+    /// Whether leases protect all that a path needs: to forget it would free nothing now, and whoever has just published it
+    /// may still be writing its narinfo.
+    fn is_leased(&self, path: &PathRecord) -> Result<bool, StoreError> {
+        let protects = |digest: &Digest| lock(&self.0.leases).protects(digest);
+        let Some(nar) = self.nar(&path.nar_hash)? else { return Ok(false) };
+        for (_, root) in &nar.roots {
+            if !matches!(Digest::of_cid(root), Ok(Some(digest)) if protects(&digest)) {
+                return Ok(false);
+            }
+            let (mut seen, mut whole) = (lock(&self.0.leases).empty_set(), true);
+            let walked = self.walk(root, &mut seen, |_, digest, _| {
+                whole &= protects(digest);
+                Ok(())
+            });
+            match walked {
+                Ok(()) if whole => {}
+                Ok(()) | Err(StoreError::Unreadable { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(!nar.roots.is_empty())
     }
 
     fn append_all(&self, ops: &[Op]) -> Result<(), StoreError> {

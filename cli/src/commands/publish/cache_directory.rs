@@ -33,8 +33,7 @@ pub(crate) async fn publish(publisher: &mut Publisher<'_>, directory: &Path) -> 
         let ready = one(publisher, directory, file.clone()).await;
         publisher.add(file.display().to_string(), ready).await?;
     }
-    // The narinfos of one group lie in one directory.
-    publisher.publish_group().await
+    Ok(())
 }
 
 async fn one(publisher: &mut Publisher<'_>, directory: &Path, file: PathBuf) -> Result<Ready, Stop> {

@@ -30,6 +30,11 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// What `file` will say.
+    pub(super) fn narinfo(&self, file: &Path) -> Option<&NarInfo> {
+        self.waiting.iter().rev().find(|(_, ready)| ready.file == file).map(|(_, ready)| &ready.narinfo)
+    }
+
     fn is_full(&self) -> bool {
         self.waiting.len() >= MOST || self.bytes >= ENOUGH || self.text >= MAX_TEXT
     }
@@ -70,23 +75,25 @@ impl Publisher<'_> {
     /// # Errors
     /// As [`Self::count`], for this path or one that waited for it.
     pub(super) async fn add(&mut self, name: String, ready: Result<Ready, Stop>) -> Result<(), Stop> {
-        let failed = match ready {
+        match ready {
             Ok(ready) => {
+                self.make_way(ready.narinfo.nar_size()).await?;
                 self.group.bytes += ready.narinfo.nar_size();
                 self.group.text += ready.narinfo.text().len();
                 self.group.waiting.push((name, ready));
-                if !self.group.is_full() {
-                    return Ok(());
-                }
-                None
+                if self.group.is_full() { self.publish_group().await } else { Ok(()) }
             }
-            Err(stop) => Some((name, stop)),
-        };
-        self.publish_group().await?;
-        failed.map_or(Ok(()), |(name, stop)| self.count(&name, Err(stop)))
+            Err(stop) => {
+                let published = self.publish_group().await;
+                // With the connection goes what was staged for nothing.
+                self.client = None;
+                let counted = self.count(&name, Err(stop));
+                published.and(counted)
+            }
+        }
     }
 
-    /// Publishes what waits, if a NAR of this size comes next: to read that may take long.
+    /// Publishes what waits, if a NAR of this size comes next: nothing shall wait for that.
     ///
     /// # Errors
     /// As [`Self::count`].

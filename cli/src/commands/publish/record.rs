@@ -15,7 +15,8 @@ impl Publisher<'_> {
     /// already are kept.
     pub(super) fn record(&self, mut info: PathInfo, root: Cid, new_bytes: u64) -> Result<Ready, Stop> {
         let file = self.cache.join(format!("{}.narinfo", info.path.hash_part()));
-        let before = std::fs::read(&file).ok().and_then(|text| NarInfo::parse(&info.path.hash_part(), &text).ok());
+        let read = || std::fs::read(&file).ok().and_then(|text| NarInfo::parse(&info.path.hash_part(), &text).ok());
+        let before = self.group.narinfo(&file).cloned().or_else(read);
         let before = before.filter(|before| before.nar_hash() == info.nar_hash);
         for signature in before.iter().flat_map(NarInfo::signatures) {
             if !info.signatures.contains(signature) {

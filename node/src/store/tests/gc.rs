@@ -94,6 +94,26 @@ fn leases_protect_new_and_old_blocks_until_they_end() {
 }
 
 #[test]
+fn a_path_of_which_all_blocks_are_leased_stays_until_the_lease_ends() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let (dag, other) = (publish(&store, 1), publish(&store, 2));
+    let (whole, part) = (store.lease(), store.lease());
+    assert!(whole.touch_dag(&root(&dag)).unwrap());
+    assert!(part.touch(&other.last().unwrap().digest().unwrap()).unwrap());
+    let all = GcOptions { max_size: Some(0), ..ALL };
+    let forecast = store.gc(&GcOptions { dry_run: true, ..all }).unwrap();
+    let report = store.gc(&all).unwrap();
+    assert_eq!((report.kept_paths, report.dropped_paths.len()), (1, 1));
+    assert_eq!((forecast.kept_paths, forecast.dropped_paths), (1, report.dropped_paths));
+    assert_holds(&store, &dag);
+    assert_eq!(store.paths().count(), 1);
+    drop(whole);
+    assert_eq!(store.gc(&all).unwrap().dropped_paths.len(), 1);
+    assert_lacks(&store, &dag);
+}
+
+#[test]
 fn a_damaged_or_missing_node_of_a_pinned_dag_stops_gc_before_the_sweep() {
     let dir = scratch();
     let store = small(dir.path());
