@@ -2,7 +2,7 @@
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, syncfs};
 use rustix::io::Errno;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -116,8 +116,10 @@ pub(crate) fn replace_all(drafts: Vec<Draft>) -> Vec<io::Result<()>> {
         Ok([draft]) => return vec![draft.replace()],
         Err(drafts) => drafts,
     };
-    let parents: BTreeSet<_> = drafts.iter().map(|draft| parent(&draft.target).to_owned()).collect();
-    let written = parents.iter().try_for_each(|parent| Ok(syncfs(File::open(parent)?)?));
+    let parents: BTreeMap<_, _> = drafts.iter().map(|draft| (parent(&draft.target).to_owned(), &draft.file)).collect();
+    // Through a file that was open when it was written: it hears of what went wrong since.
+    let written = parents.values().try_for_each(|file| Ok(syncfs(file)?));
+    let parents: Vec<_> = parents.into_keys().collect();
     let named: Vec<_> = drafts.into_iter().map(|draft| same(&written).and_then(|()| draft.take_name())).collect();
     let synced = parents.iter().try_for_each(|parent| File::open(parent)?.sync_all());
     named.into_iter().map(|named| named.and_then(|()| same(&synced))).collect()

@@ -87,6 +87,8 @@ pub(crate) async fn run(app: &App<'_>, args: args::Publish) -> Result<(), Stop> 
         match input {
             Input::StorePath(_) => {}
             Input::CacheDirectory(directory) => {
+                // It may be the one that what waits is written to.
+                publisher.publish_group().await?;
                 cache_directory::publish(&mut publisher, &directory).await?;
             }
             Input::Tree(path) => {

@@ -64,7 +64,8 @@ pub async fn collect(
         let swept = sweep(node, false, None).await?;
         total.freed_bytes += swept.freed_bytes;
         total.dropped_paths.extend(swept.dropped_paths);
-        size = node.store().stats()?.stored_bytes;
+        // What somebody still uses goes later, by itself.
+        size = node.store().stats()?.stored_bytes.saturating_sub(swept.spared_bytes);
     }
     tell(&total, left, kept_because, events).await
 }
@@ -77,7 +78,7 @@ pub async fn collect(
 pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: impl Fn(&[StorePath])) {
     let slack = max_size / 10;
     let mut limit = max_size;
-    // After a GC that leases kept from more: the newest lease that there was when it ended.
+    // After a GC that leases kept from more, or that more blocks came during: the newest lease that there was when it ended.
     let mut spared_by = None;
     loop {
         if spared_by.take_if(|newest| node.store().leases_ended(*newest)).is_some() {
@@ -87,7 +88,8 @@ pub async fn hold(node: Node, max_size: u64, stop: CancellationToken, dropped: i
             spared_by = None;
             match sweep(&node, false, Some(max_size - slack)).await {
                 Ok(report) => {
-                    spared_by = (report.spared_bytes > 0).then(|| node.store().newest_lease());
+                    let is_down = report.spared_bytes == 0 && node.store().stored_bytes() <= max_size;
+                    spared_by = (!is_down).then(|| node.store().newest_lease());
                     let (paths, pins, freed) =
                         (report.dropped_paths.len(), report.dropped_pins.len(), report.freed_bytes);
                     let spared = report.spared_bytes;
@@ -126,6 +128,16 @@ async fn sweep(node: &Node, dry_run: bool, max_size: Option<u64>) -> Result<GcRe
         release(node).await?;
     }
     report.dropped_paths.splice(..0, vanished);
+    if !dry_run {
+        // What was published again meanwhile has a narinfo that nobody shall take back.
+        let mut gone = Vec::with_capacity(report.dropped_paths.len());
+        for path in report.dropped_paths {
+            if !node.store().path(&path.hash_part())?.is_some_and(|record| record.published) {
+                gone.push(path);
+            }
+        }
+        report.dropped_paths = gone;
+    }
     Ok(report)
 }
 

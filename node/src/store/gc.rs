@@ -212,8 +212,8 @@ impl Store {
                 return Ok(false);
             }
             let (mut seen, mut whole) = (lock(&self.0.leases).empty_set(), true);
-            let walked = self.walk(root, &mut seen, |_, digest, _| {
-                whole &= protects(digest);
+            let walked = self.walk(root, &mut seen, |_, digest, row| {
+                whole &= row.is_some() && protects(digest);
                 Ok(())
             });
             match walked {
