@@ -66,7 +66,7 @@ impl Cache {
         }
     }
 
-    /// [`Self::commit`] of several, in this order, as few records of the log; the result of each.
+    /// [`Self::commit`] of several, in this order and in as few records of the log as that takes; the result of each.
     #[must_use]
     pub fn commit_all(&self, wanted: &[Wanted<'_>]) -> Vec<Result<(), CacheError>> {
         wanted.chunks(MOST).flat_map(|group| self.commit_group(group)).collect()

@@ -156,7 +156,7 @@ impl Publisher<'_> {
     }
 }
 
-/// Makes the drafts durable that there are, in one directory; the result of each.
+/// Makes the drafts durable that there are; the result of each.
 async fn place(drafts: Vec<Result<Option<Draft>, Stop>>) -> Result<Vec<Result<(), Stop>>, Stop> {
     let (mut there, mut places, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     let mut results = Vec::with_capacity(drafts.len());
