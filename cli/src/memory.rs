@@ -4,9 +4,9 @@
 const KEPT: usize = 256 << 10;
 
 /// Has glibc keep memory apart for half as many threads as can run at once, instead of eight times as many: of those here most
-/// wait for the disk, and a heap is taken for a moment only. And has it keep what is free at the end of a heap up to twice [`KEPT`]; else it gives all above
-/// 128 KiB back to the kernel, and gets it again for the next frame. It learns that from the largest allocation of its own
-/// that was freed. To be called before the first thread is started.
+/// wait for the disk, and a heap is taken for a moment only. And has it keep what is free at the end of a heap up to twice
+/// [`KEPT`]; else it gives all above 128 KiB back to the kernel, and gets it again for the next frame. It learns that from the
+/// largest allocation of its own that was freed. To be called before the first thread is started.
 pub(crate) fn keep_little() {
     #[cfg(target_env = "gnu")]
     limit_arenas();
