@@ -14,7 +14,7 @@
 
 use super::wire::{self, Value};
 use crate::Cid;
-use crate::block::{Block, DAG_PB, MAX_BLOCK, SHA2_256, read_cid};
+use crate::block::{Block, DAG_PB, SHA2_256, Unhashed, read_cid};
 use bytes::{Bytes, BytesMut};
 use cid::Version;
 use prost::Message as _;
@@ -174,7 +174,7 @@ impl Message {
 pub struct Dropped {
     /// Wants: bad or identity CIDs.
     pub wants: usize,
-    /// Blocks: refused hash functions, wrong digest lengths, over [`MAX_BLOCK`].
+    /// Blocks: refused hash functions, wrong digest lengths, over [`MAX_BLOCK`](crate::block::MAX_BLOCK).
     pub blocks: usize,
     /// Bytes of these blocks.
     pub block_bytes: usize,
@@ -207,13 +207,14 @@ impl Received {
         if frame.len() > MAX_MESSAGE {
             return Err(MessageError::TooLong(frame.len()));
         }
-        let mut received = Self::default();
+        let (mut received, mut blocks) = (Self::default(), Vec::new());
         wire::fields(frame, |tag, value| match (tag, value) {
             (wire::MESSAGE_WANTLIST, Value::Bytes(wantlist)) => received.take_wantlist(wantlist),
-            (wire::MESSAGE_PAYLOAD, Value::Bytes(block)) => received.take_block(block),
+            (wire::MESSAGE_PAYLOAD, Value::Bytes(block)) => received.take_block(block, &mut blocks),
             (wire::MESSAGE_PRESENCE, Value::Bytes(presence)) => received.take_presence(presence),
             _ => Ok(()),
         })?;
+        received.blocks = Unhashed::hash_all(blocks);
         Ok(received)
     }
 
@@ -240,11 +241,11 @@ impl Received {
         self.wants.push(Want { cid, priority, kind, cancel, send_dont_have });
     }
 
-    fn take_block(&mut self, message: Bytes) -> Result<(), MessageError> {
+    fn take_block(&mut self, message: Bytes, blocks: &mut Vec<Unhashed>) -> Result<(), MessageError> {
         let wire::Block { prefix, data } = wire::Block::decode(message)?;
         let length = data.len();
-        match read_block(&prefix, data).filter(|_| self.blocks.len() < MAX_ENTRIES) {
-            Some(block) => self.blocks.push(block),
+        match read_block(&prefix, data).filter(|_| blocks.len() < MAX_ENTRIES) {
+            Some(block) => blocks.push(block),
             None => {
                 self.dropped.blocks += 1;
                 self.dropped.block_bytes += length;
@@ -278,18 +279,18 @@ fn prefix(cid: &Cid) -> Bytes {
     bytes.into()
 }
 
-/// The block that `data` is under `prefix`. `None` unless the prefix says sha2-256 in full length.
-fn read_block(prefix: &[u8], data: Bytes) -> Option<Block> {
+/// The block that `data` is under `prefix`. `None` unless the prefix says sha2-256 in full length, and when it is too large.
+fn read_block(prefix: &[u8], data: Bytes) -> Option<Unhashed> {
     let (version, rest) = decode::u64(prefix).ok()?;
     let (codec, rest) = decode::u64(rest).ok()?;
     let (function, rest) = decode::u64(rest).ok()?;
     let (digest_length, rest) = decode::u64(rest).ok()?;
-    if function != SHA2_256 || digest_length != 32 || !rest.is_empty() || data.len() > MAX_BLOCK {
+    if function != SHA2_256 || digest_length != 32 || !rest.is_empty() {
         return None;
     }
     match (version, codec) {
-        (0, DAG_PB) => Block::v0(data).ok(),
-        (1, codec) => Block::v1(codec, data).ok(),
+        (0, DAG_PB) => Unhashed::v0(data).ok(),
+        (1, codec) => Unhashed::v1(codec, data).ok(),
         _ => None,
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::block::Digest;
+use crate::block::{Digest, MAX_BLOCK};
 use crate::vectors;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
