@@ -226,7 +226,7 @@ impl fmt::Debug for Block {
 }
 
 /// The bytes of a block whose CID is still to be computed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Unhashed {
     version: Version,
     codec: u64,
