@@ -42,6 +42,7 @@ use nipfs_proto::nix::narinfo::{MAX_NARINFO, NarInfo};
 use nipfs_proto::nix::store_path::{StorePath, StorePathError, StorePathHash};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
@@ -266,10 +267,10 @@ pub async fn text(url: &str, limit: usize, within: Duration) -> Result<Option<St
     client.text(&url, limit, within).await
 }
 
-/// Someone's Nix binary cache. Cheap to clone.
+/// Someone's Nix binary cache. Cheap to clone, and small: each path of a closure keeps one.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    client: Client,
+    client: Arc<Client>,
 }
 
 impl Upstream {
@@ -278,7 +279,7 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError::Address`] and [`UpstreamError::Setup`].
     pub fn new(base: &str) -> Result<Self, UpstreamError> {
-        Client::new(base).map(|client| Self { client })
+        Client::new(base).map(|client| Self { client: Arc::new(client) })
     }
 
     /// Its `nix-cache-info`; `None` when it has none.

@@ -21,7 +21,7 @@ fn upstream(base: &str) -> Upstream {
         patience: Duration::from_millis(300),
         pause: Duration::from_millis(5),
     };
-    Upstream { client: Client::with_limits(base, limits).unwrap() }
+    Upstream { client: Arc::new(Client::with_limits(base, limits).unwrap()) }
 }
 
 #[test]
