@@ -54,7 +54,7 @@ impl Line {
 
 /// Runs the verb.
 pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
-    let mut wanted = args.paths.iter().map(|path| parse(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut wanted = args.paths.into_iter().map(|path| parse(&path)).collect::<Result<Vec<_>, _>>()?;
     let Prepared { mut sink, skip, valid } = Sink::prepare(args.sink, &wanted)?;
     for info in &valid {
         app.printer.item(&Line::valid(info, sink.place(&info.path)))?;
@@ -74,8 +74,9 @@ pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
         let failure = Failure::new(Class::Usage, format!("no cache to ask for the narinfo: {}", wanted[0]));
         return Err(failure.hint("name one with --from URL").into());
     }
+    let only_one = wanted.len() == 1;
     let request = Fetch {
-        paths: wanted.iter().map(StorePath::to_absolute_path).collect(),
+        paths: wanted.into_iter().map(|path| path.to_absolute_path()).collect(),
         from: settings.upstreams.value.clone(),
         trusted_keys: settings.trusted_public_keys.value.clone(),
         peers: settings.peers.value.clone(),
@@ -85,7 +86,7 @@ pub(crate) async fn run(app: &App<'_>, args: args::Fetch) -> Result<(), Stop> {
         data: !matches!(sink, Sink::Nix(_)),
         skip,
     };
-    let (only_one, tally, placing, lines) = (wanted.len() == 1, Tally::default(), Placing::default(), Vec::new());
+    let (tally, placing, lines) = (Tally::default(), Placing::default(), Vec::new());
     let mut job = Job { app, sink: &mut sink, only_one, tally, placing, lines };
     let ended = job.run(request).await;
     // What was complete is not lost with what failed.

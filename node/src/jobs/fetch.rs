@@ -4,10 +4,11 @@
 //! missing one is found before anything is delivered. Small NARs are got into the store meanwhile ([`ahead`]).
 
 mod ahead;
+mod closure;
 mod turns;
 
 use super::Events;
-use super::narinfos::{Checked, Narinfos, Waiting, parse_hash, parse_keys};
+use super::narinfos::{Checked, parse_hash, parse_keys};
 use super::obtain::{Obtain, Obtained, Places};
 use super::places::{Whom, places};
 use crate::Node;
@@ -15,11 +16,13 @@ use crate::cache::{Audience, Purpose};
 use crate::control::protocol::{Class, Done, Failure, Fetch, Item};
 use crate::dag::read::{Sources, read};
 use crate::upstream::Upstream;
-use ahead::{Ahead, is_small};
+use ahead::{Ahead, Arrived, is_small};
+use closure::{Closure, Narinfos};
 use futures::{StreamExt as _, pin_mut};
+use nipfs_proto::Cid;
 use nipfs_proto::nix::store_path::StorePathHash;
 use nipfs_proto::nix::trust::TrustedKeys;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use turns::Turns;
 
@@ -38,44 +41,47 @@ struct Getter {
 /// # Errors
 /// The first failure when there is one path, class `Failed` with a count when there are several.
 pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done, Failure> {
-    let keys = Arc::new(parse_keys(&request.trusted_keys)?);
-    let upstreams = parse_upstreams(&request.from)?;
-    let skip: BTreeSet<StorePathHash> = request.skip.iter().filter_map(|hash| hash.parse().ok()).collect();
-    let wanted = request.paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
-    let whom = Whom { peers: &request.peers, caches: &upstreams, gateways: &request.gateways };
-    let check = (&*keys, request.check_sigs);
-    let narinfos = Narinfos::new(&wanted, skip, request.closure, &upstreams, check);
+    let Fetch { paths, from, trusted_keys, peers, gateways, closure, check_sigs, data, skip } = request;
+    let keys = Arc::new(parse_keys(&trusted_keys)?);
+    let upstreams = parse_upstreams(&from)?;
+    let skip: HashSet<StorePathHash> = skip.iter().filter_map(|hash| hash.parse().ok()).collect();
+    let wanted = paths.iter().map(|path| parse_hash(path)).collect::<Result<Vec<_>, _>>()?;
+    // Names and narinfos of thousands: what is not needed any more goes at once.
+    drop(paths);
+    let whom = Whom { peers: &peers, caches: &upstreams, gateways: &gateways };
+    let all = Closure::new(node.state());
+    let narinfos = Narinfos::new(&wanted, skip, closure, &upstreams, (&*keys, check_sigs), all);
+    drop(wanted);
     let places = async {
         let places = places(node, &whom, events).await?;
-        Ok(Getter { node: node.clone(), places, events: events.clone(), keys: keys.clone(), data: request.data })
+        Ok(Getter { node: node.clone(), places, events: events.clone(), keys: keys.clone(), data })
     };
-    let mut ahead = Ahead::new();
-    let (mut found, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
-    let (mut turns, order) = Turns::new(&found);
-    let (small, large): (Vec<_>, Vec<_>) = order.into_iter().partition(|hash| is_small(&found[hash]));
+    let mut ahead = Ahead::new(node.store().lease());
+    let (mut closure, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
+    let (mut turns, order) = Turns::new(&mut closure);
+    let (small, large): (Vec<_>, Vec<_>) = order.into_iter().partition(|id| closure.get(*id).is_some_and(is_small));
     ahead.wait_in(small.into_iter());
-    large.into_iter().for_each(|hash| turns.ready(hash));
-    ahead.here().for_each(|hash| turns.ready(hash));
+    large.into_iter().for_each(|id| turns.ready(id));
+    ahead.here().for_each(|id| turns.ready(id));
     let (mut ok, mut failures) = (0, Vec::new());
     loop {
-        ahead.start(&getter, &found);
-        let Some(hash) = turns.next() else {
-            let Some(hash) = ahead.next().await? else { break };
-            turns.ready(hash);
+        ahead.start(&getter, &closure);
+        let Some(id) = turns.next() else {
+            let Some(id) = ahead.next().await? else { break };
+            turns.ready(id);
             continue;
         };
-        let Some(next) = found.remove(&hash) else { continue };
-        let next = next.checked()?;
-        let delivery = getter.deliver(&next, ahead.take(&hash));
+        let Some(next) = closure.take(id)? else { continue };
+        let delivery = getter.deliver(&next, ahead.take(id));
         pin_mut!(delivery);
         let delivered = loop {
-            ahead.start(&getter, &found);
+            ahead.start(&getter, &closure);
             tokio::select! {
                 delivered = &mut delivery => break delivered,
-                here = ahead.next(), if !ahead.is_idle() => here?.into_iter().for_each(|hash| turns.ready(hash)),
+                here = ahead.next(), if !ahead.is_idle() => here?.into_iter().for_each(|id| turns.ready(id)),
             }
         };
-        turns.done(&hash);
+        turns.done(id);
         match delivered {
             Ok(item) => {
                 ok += 1;
@@ -103,13 +109,13 @@ async fn prepare(
     mut narinfos: Narinfos<'_>,
     places: impl Future<Output = Result<Getter, Failure>>,
     ahead: &mut Ahead,
-) -> Result<(BTreeMap<StorePathHash, Waiting>, Getter), Failure> {
+) -> Result<(Closure, Getter), Failure> {
     pin_mut!(places);
     let mut getter = None;
     loop {
         tokio::select! {
             found = narinfos.next() => match found? {
-                Some(hash) if is_small(&narinfos.found[&hash]) => ahead.add(hash),
+                Some(id) if narinfos.closure.get(id).is_some_and(is_small) => ahead.add(id),
                 Some(_) => {}
                 None => break,
             },
@@ -117,39 +123,42 @@ async fn prepare(
             here = ahead.next(), if !ahead.is_idle() => drop(here?),
         }
         if let Some(getter) = &getter {
-            ahead.start(getter, &narinfos.found);
+            ahead.start(getter, &narinfos.closure);
         }
     }
     let getter = match getter {
         Some(getter) => getter,
         None => places.await?,
     };
-    Ok((narinfos.found, getter))
+    Ok((narinfos.closure, getter))
 }
 
 impl Getter {
     /// Hands one path to the listener: its name, its data if asked for, and how it went.
-    async fn deliver(&self, checked: &Checked, early: Option<Result<Obtained, Failure>>) -> Result<Item, Failure> {
+    async fn deliver(&self, checked: &Checked, early: Option<Result<Box<Arrived>, Failure>>) -> Result<Item, Failure> {
         let narinfo = checked.trusted.info();
         let (path, nar_size) = (narinfo.store_path().to_absolute_path(), narinfo.nar_size());
         self.events.item(Item::Path { path: path.clone(), narinfo: narinfo.text().to_owned(), nar_size }).await?;
-        let obtained = match early {
-            None => self.obtain(checked, self.data).await?,
+        let (root, bytes, source) = match early {
+            None => {
+                let obtained = self.obtain(checked, self.data).await?;
+                (obtained.root, obtained.bytes, obtained.source)
+            }
             Some(early) => {
-                let obtained = early?;
+                let arrived = early?;
                 if self.data {
-                    self.send(&obtained, nar_size).await?;
+                    self.send(arrived.root(), nar_size).await?;
                 }
-                obtained
+                (arrived.root(), arrived.bytes, arrived.source)
             }
         };
-        self.node.count(obtained.bytes);
+        self.node.count(bytes);
         Ok(Item::Fetched {
             path,
-            root: obtained.root.map(|root| root.to_string()),
+            root: Some(root.to_string()),
             nar_hash: narinfo.nar_hash().to_string(),
-            source: obtained.source.to_owned(),
-            bytes: obtained.bytes,
+            source: source.to_owned(),
+            bytes,
         })
     }
 
@@ -170,14 +179,13 @@ impl Getter {
         };
         let obtained = obtain.run().await?;
         if audience == Audience::World {
-            self.node.stored(obtained.root).await;
+            self.node.stored([obtained.root]).await;
         }
         Ok(obtained)
     }
 
     /// Sends a NAR that was got early out of the store.
-    async fn send(&self, obtained: &Obtained, nar_size: u64) -> Result<(), Failure> {
-        let Some(root) = obtained.root else { return Ok(()) };
+    async fn send(&self, root: Cid, nar_size: u64) -> Result<(), Failure> {
         let bytes = read(Sources::local(self.node.store().clone()), Arc::default(), root, 0..nar_size);
         pin_mut!(bytes);
         while let Some(chunk) = bytes.next().await {

@@ -38,19 +38,19 @@ pub struct Places {
 /// A NAR that arrived and matched.
 #[derive(Debug)]
 pub struct Obtained {
-    /// Root of its DAG, when it came as blocks or was imported.
-    pub root: Option<Cid>,
+    /// Root of its DAG.
+    pub root: Cid,
     /// Where its bytes came from; those of a source that lied are counted too.
     pub bytes: SourceBytes,
     /// The source that delivered most of what matched: `local`, `bitswap`, `gateway` or `http`.
     pub source: &'static str,
-    /// Keeps GC away from its blocks.
-    _lease: Option<Arc<Lease>>,
+    /// Keeps GC away from its blocks; `None` when they are not here.
+    pub lease: Option<Arc<Lease>>,
 }
 
 fn obtained(root: Cid, counters: &Counters, lease: Option<Arc<Lease>>) -> Obtained {
     let bytes = counters.snapshot();
-    Obtained { root: Some(root), bytes, source: most(bytes), _lease: lease }
+    Obtained { root, bytes, source: most(bytes), lease }
 }
 
 /// The source that delivered most.
@@ -144,9 +144,7 @@ impl Obtain<'_> {
             }
         }
         match self.over_http(&counters).await {
-            Ok((root, lease)) => {
-                Ok(Obtained { root: Some(root), bytes: counters.snapshot(), source: "http", _lease: Some(lease) })
-            }
+            Ok((root, lease)) => Ok(Obtained { root, bytes: counters.snapshot(), source: "http", lease: Some(lease) }),
             Err(failure) if failure.class == Class::NotFound => Err(refused.unwrap_or(failure)),
             Err(failure) => Err(failure),
         }

@@ -101,6 +101,11 @@ impl Lease {
         &self.store
     }
 
+    /// Protects from now on what `other` did, which protects nothing any more: many leases cost more than one.
+    pub fn take_over(&self, other: &Self) {
+        lock(&self.store.0.leases).take_over(self.number, other.number);
+    }
+
     /// Protects every block of a DAG, and tells whether all of them are here and can be walked.
     ///
     /// # Errors
@@ -223,6 +228,14 @@ impl Leases {
     fn protect(&mut self, number: u64, digest: &Digest) {
         if let Some(set) = self.open.get_mut(&number) {
             set.insert(digest);
+        }
+    }
+
+    fn take_over(&mut self, number: u64, other: u64) {
+        let empty = self.empty_set();
+        let set = self.open.get_mut(&other).map(|set| std::mem::replace(set, empty));
+        if let (Some(open), Some(set)) = (self.open.get_mut(&number), set) {
+            open.merge(set);
         }
     }
 

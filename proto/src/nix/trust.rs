@@ -1,11 +1,13 @@
 //! The rule of trust: which narinfos, and which IPFS roots, may be believed.
 //!
 //! Invariant: a [`TrustedNarInfo`] exists only after [`TrustedKeys::check`], or through [`TrustedNarInfo::own`] for
-//! content that was made and hashed on this machine; a [`TrustedText`] only when it was one. Whoever commits foreign content asks for nothing less.
+//! content that was made and hashed on this machine, or out of a [`Seal`] of one that did. Whoever commits foreign content
+//! asks for nothing less.
 
 use super::narinfo::{NarInfo, NarInfoError, Root, ipfs_fingerprint};
 use super::signature::PublicKey;
 use super::store_path::{ContentAddress, StorePath};
+use sha2::{Digest as _, Sha256};
 
 /// A narinfo whose path, NarHash, NarSize and references are proven. Its URL, compression, file hash, deriver and IPFS
 /// root remain a stranger's word.
@@ -39,24 +41,39 @@ impl TrustedNarInfo {
     }
 }
 
-/// The text of a [`TrustedNarInfo`], for those that wait by the thousand: less than half of its memory.
+/// Stands for a [`TrustedNarInfo`] while its text lies elsewhere: whoever brings that very text gets the record back. It is
+/// the text's sha256.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TrustedText(Box<str>);
+pub struct Seal([u8; 32]);
 
-impl From<&TrustedNarInfo> for TrustedText {
-    fn from(trusted: &TrustedNarInfo) -> Self {
-        Self(trusted.0.text().into())
+impl Seal {
+    /// The seal of a record.
+    #[must_use]
+    pub fn of(trusted: &TrustedNarInfo) -> Self {
+        Self(Sha256::digest(trusted.0.text()).into())
+    }
+
+    /// The record again, of its text.
+    ///
+    /// # Errors
+    /// [`Unsealed`] for any other text.
+    pub fn open(&self, text: &[u8]) -> Result<TrustedNarInfo, Unsealed> {
+        if self.0 != <[u8; 32]>::from(Sha256::digest(text)) {
+            return Err(Unsealed::Changed);
+        }
+        Ok(TrustedNarInfo(NarInfo::parse_unasked(text)?))
     }
 }
 
-impl TrustedText {
-    /// The record again.
-    ///
-    /// # Errors
-    /// [`NarInfoError`], for a record to which more was added than may be read; never for one that was itself read.
-    pub fn read(&self) -> Result<TrustedNarInfo, NarInfoError> {
-        NarInfo::parse_unasked(self.0.as_bytes()).map(TrustedNarInfo)
-    }
+/// Why a text does not give the record that was sealed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsealed {
+    /// It is another text.
+    #[error("the text of a narinfo has changed since it was checked")]
+    Changed,
+    /// The record had more added to it than may be read; never one that was itself read.
+    #[error(transparent)]
+    NarInfo(#[from] NarInfoError),
 }
 
 /// No trusted key signed the record.
@@ -182,6 +199,18 @@ mod tests {
         let error = trusting(&[&key("other", 1)]).check(&info).unwrap_err();
         let expected = format!("no trusted signature for {} (signed by farm, stranger)", info.store_path());
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_seal_gives_the_record_back_for_its_very_text_only() {
+        let mut info = unaddressed();
+        info.add_sig(key("farm", 1).sign(&info.fingerprint()));
+        let trusted = trusting(&[&key("farm", 1)]).check(&info).unwrap();
+        let seal = Seal::of(&trusted);
+        assert_eq!(seal.open(info.text().as_bytes()), Ok(trusted));
+        let other = info.text().replace("NarSize: 5", "NarSize: 6");
+        assert_eq!(seal.open(other.as_bytes()), Err(Unsealed::Changed));
+        assert_eq!(seal.open(b""), Err(Unsealed::Changed));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Small NARs that are got into the store before their turn.
 //!
-//! Those in work are bounded, in number and in bytes. Of those that are here a result is kept in memory until their turn, for as many
-//! paths as a closure may have at most: they wait for what they refer to, so that bounding them could stop everything.
+//! Those in work are bounded, in number and in bytes. Of those that are here a few bytes are kept in memory until their
+//! turn, for as many paths as a closure may have at most: they wait for what they refer to, so that bounding them could
+//! stop everything. One lease keeps the blocks of all of them here, until the fetch ends.
 
 use super::Getter;
-use crate::control::protocol::{Class, Failure};
-use crate::jobs::narinfos::Waiting;
+use super::closure::{Closure, Known, PathId};
+use crate::control::protocol::{Class, Failure, SourceBytes};
 use crate::jobs::obtain::Obtained;
-use nipfs_proto::nix::store_path::StorePathHash;
-use std::collections::{BTreeMap, VecDeque};
+use crate::store::Lease;
+use nipfs_proto::Cid;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -23,68 +25,117 @@ const MIN_COST: u32 = BYTES_AHEAD / 64;
 const PATHS_AHEAD: usize = 2 * 64;
 
 /// Whether a NAR is got ahead of its turn.
-pub(super) fn is_small(waiting: &Waiting) -> bool {
-    waiting.nar_size <= SMALL
+pub(super) fn is_small(known: &Known) -> bool {
+    known.nar_size <= SMALL
 }
 
 /// What is got ahead. Dropping it stops all that is in work.
 #[derive(Debug)]
 pub(super) struct Ahead {
-    waiting: VecDeque<StorePathHash>,
-    work: JoinSet<(StorePathHash, Result<Obtained, Failure>)>,
+    waiting: VecDeque<PathId>,
+    work: JoinSet<(PathId, Result<Obtained, Failure>)>,
     /// Bytes that may be in work.
     window: Arc<Semaphore>,
-    /// In work, or has been.
-    early: BTreeMap<StorePathHash, Option<Box<Result<Obtained, Failure>>>>,
+    paths: Vec<Early>,
+    /// Keeps what is here.
+    lease: Lease,
+}
+
+/// Where a path is.
+#[derive(Debug, Default)]
+enum Early {
+    /// Not begun.
+    #[default]
+    Ahead,
+    InWork,
+    Here(Box<Arrived>),
+    Failed(Box<Failure>),
+    /// Its turn has come.
+    Over,
+}
+
+/// A NAR in the store.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    /// The bytes of its root's CID, which are half as many as those of a [`Cid`].
+    root: Box<[u8]>,
+    pub(super) bytes: SourceBytes,
+    pub(super) source: &'static str,
+}
+
+impl Arrived {
+    /// Its root.
+    pub(super) fn root(&self) -> Cid {
+        Cid::try_from(&*self.root).expect("these bytes were a CID's")
+    }
 }
 
 impl Ahead {
-    pub(super) fn new() -> Self {
+    /// Nothing yet. The lease shall protect nothing else.
+    pub(super) fn new(lease: Lease) -> Self {
         let window = Arc::new(Semaphore::new(BYTES_AHEAD as usize));
-        Self { waiting: VecDeque::new(), work: JoinSet::new(), window, early: BTreeMap::new() }
+        Self { waiting: VecDeque::new(), work: JoinSet::new(), window, paths: Vec::new(), lease }
     }
 
     /// Will get this one, after those that wait already.
-    pub(super) fn add(&mut self, hash: StorePathHash) {
-        self.waiting.push_back(hash);
+    pub(super) fn add(&mut self, id: PathId) {
+        self.waiting.push_back(id);
     }
 
     /// Those of `order` that are not in work yet wait in that order now.
-    pub(super) fn wait_in(&mut self, order: impl Iterator<Item = StorePathHash>) {
-        self.waiting = order.filter(|hash| !self.early.contains_key(hash)).collect();
+    pub(super) fn wait_in(&mut self, order: impl Iterator<Item = PathId>) {
+        let begun = |id: &PathId| self.paths.get(id.index()).is_some_and(|path| !matches!(path, Early::Ahead));
+        self.waiting = order.filter(|id| !begun(id)).collect();
     }
 
     /// Starts what may be in work.
-    pub(super) fn start(&mut self, getter: &Getter, found: &BTreeMap<StorePathHash, Waiting>) {
+    pub(super) fn start(&mut self, getter: &Getter, closure: &Closure) {
         while self.work.len() < PATHS_AHEAD
-            && let Some(hash) = self.waiting.pop_front()
+            && let Some(id) = self.waiting.pop_front()
         {
-            let (getter, window, waiting) = (getter.clone(), self.window.clone(), &found[&hash]);
-            let bytes = u32::try_from(waiting.nar_size).unwrap_or(BYTES_AHEAD);
-            let checked = waiting.checked();
-            self.early.insert(hash, None);
+            let Some(known) = closure.get(id) else { continue };
+            let bytes = u32::try_from(known.nar_size).unwrap_or(BYTES_AHEAD);
+            let (getter, window, checked) = (getter.clone(), self.window.clone(), closure.checked(known));
+            self.set(id, Early::InWork);
             self.work.spawn(async move {
                 let _part = window.acquire_many_owned(bytes.clamp(MIN_COST, BYTES_AHEAD)).await;
                 // What only waits for its part stays small.
-                (hash, Box::pin(async { getter.obtain(&checked?, false).await }).await)
+                (id, Box::pin(async { getter.obtain(&checked?, false).await }).await)
             });
         }
+    }
+
+    fn set(&mut self, id: PathId, early: Early) {
+        if self.paths.len() <= id.index() {
+            self.paths.resize_with(id.index() + 1, Early::default);
+        }
+        self.paths[id.index()] = early;
     }
 
     /// The next one that is here, or failed; `None` when nothing is in work. Cancel-safe.
     ///
     /// # Errors
     /// When getting one panicked.
-    pub(super) async fn next(&mut self) -> Result<Option<StorePathHash>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Option<PathId>, Failure> {
         let Some(joined) = self.work.join_next().await else { return Ok(None) };
-        let (hash, obtained) = joined.map_err(|error| Failure::from_error(Class::Failed, &error))?;
-        self.early.insert(hash, Some(Box::new(obtained)));
-        Ok(Some(hash))
+        let (id, obtained) = joined.map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        let early = match obtained {
+            Ok(Obtained { root, bytes, source, lease }) => {
+                if let Some(lease) = lease {
+                    self.lease.take_over(&lease);
+                }
+                Early::Here(Box::new(Arrived { root: root.to_bytes().into(), bytes, source }))
+            }
+            Err(failure) => Early::Failed(Box::new(failure)),
+        };
+        self.set(id, early);
+        Ok(Some(id))
     }
 
     /// All that is here, or failed.
-    pub(super) fn here(&self) -> impl Iterator<Item = StorePathHash> {
-        self.early.iter().filter(|(_, obtained)| obtained.is_some()).map(|(hash, _)| *hash)
+    pub(super) fn here(&self) -> impl Iterator<Item = PathId> {
+        let is_here = |path: &Early| matches!(path, Early::Here(_) | Early::Failed(_));
+        self.paths.iter().enumerate().filter(move |(_, path)| is_here(path)).map(|(index, _)| PathId::at(index))
     }
 
     /// Whether [`Self::next`] would return `None`.
@@ -93,7 +144,11 @@ impl Ahead {
     }
 
     /// What became of one that is here; `None` when it was not got ahead.
-    pub(super) fn take(&mut self, hash: &StorePathHash) -> Option<Result<Obtained, Failure>> {
-        self.early.remove(hash).flatten().map(|obtained| *obtained)
+    pub(super) fn take(&mut self, id: PathId) -> Option<Result<Box<Arrived>, Failure>> {
+        match std::mem::replace(self.paths.get_mut(id.index())?, Early::Over) {
+            Early::Here(arrived) => Some(Ok(arrived)),
+            Early::Failed(failure) => Some(Err(*failure)),
+            _ => None,
+        }
     }
 }

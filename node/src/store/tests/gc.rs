@@ -94,6 +94,26 @@ fn leases_protect_new_and_old_blocks_until_they_end() {
 }
 
 #[test]
+fn a_lease_protects_what_it_took_over_when_the_other_has_ended() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let (keeper, other) = (store.lease(), store.lease());
+    let (old, new) = (leaf(1, 100), leaf(2, 100));
+    keeper.put(&old).unwrap();
+    other.put(&new).unwrap();
+    keeper.take_over(&other);
+    let late = leaf(3, 100);
+    other.put(&late).unwrap();
+    drop(other);
+    assert_eq!(store.gc(&ALL).unwrap().dropped_blocks, 1);
+    assert_holds(&store, &[old.clone(), new.clone()]);
+    assert_lacks(&store, &[late]);
+    drop(keeper);
+    store.gc(&ALL).unwrap();
+    assert_lacks(&store, &[old, new]);
+}
+
+#[test]
 fn a_path_of_which_all_blocks_are_leased_stays_until_the_lease_ends() {
     let dir = scratch();
     let store = small(dir.path());
