@@ -3,6 +3,7 @@
 //! A batch record's payload is one protobuf message: fields may be added later, and an unknown kind of
 //! change (from a newer nipfs) is seen as such instead of being skipped in silence.
 
+mod packed;
 mod wire;
 
 use super::StoreError;
@@ -190,5 +191,24 @@ macro_rules! row {
     };
 }
 row!(NarRecord, wire::Nar);
-row!(PathRecord, wire::Path);
 row!(CidPin, wire::Pin);
+
+/// A narinfo is most of a path's row, and half of it is names of fields and the same hash again.
+impl Row for PathRecord {
+    fn to_row(&self) -> Vec<u8> {
+        let mut path = wire::Path::from(self);
+        path.packed = packed::pack(&path.narinfo);
+        if path.packed.is_some() {
+            path.narinfo.clear();
+        }
+        path.encode_to_vec()
+    }
+
+    fn from_row(bytes: &[u8]) -> Option<Self> {
+        let mut path = wire::Path::decode(bytes).ok()?;
+        if let Some(packed) = path.packed.take() {
+            path.narinfo = packed::unpack(&packed)?;
+        }
+        path.try_into().ok()
+    }
+}

@@ -82,6 +82,18 @@ pub(super) struct Path {
     pub(super) added_unix: u64,
     #[prost(enumeration = "Keep", tag = "8")]
     pub(super) keep: i32,
+    /// In rows of the index, in place of the narinfo.
+    #[prost(message, optional, tag = "9")]
+    pub(super) packed: Option<Packed>,
+}
+
+/// A narinfo as a frame of zstd with our dictionary.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Packed {
+    #[prost(uint32, tag = "1")]
+    pub(super) length: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) frame: Bytes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -173,6 +185,7 @@ impl From<&PathRecord> for Path {
                 super::Keep::Weak => Keep::Weak,
             }
             .into(),
+            packed: None,
         }
     }
 }
