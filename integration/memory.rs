@@ -1,6 +1,6 @@
-//! Memory does not grow with size: one 4 GiB NAR through publish, serve and fetch.
+//! Memory does not grow with size: one 4 GiB NAR through publish, serve and fetch, and little with the number of paths.
 
-use crate::common::{Machine, kill, noise, peak_rss};
+use crate::common::{Machine, Serving, kill, noise, peak_rss};
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const CEILING: u64 = if cfg!(debug_assertions) { 100 << 20 } else { 40 << 20 };
 /// Bytes of the NAR.
 const SIZE: u64 = 4 << 30;
+/// Small NARs.
+const PATHS: u64 = if cfg!(debug_assertions) { 1_000 } else { 8_000 };
 /// The disk is shared and slow at times.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -53,11 +55,44 @@ fn one_nar_of_4_gib_keeps_every_process_within_its_memory() {
     fs::remove_file(&file).unwrap();
     let path = a.run(&["pin", "ls"]).ok().stdout.split_whitespace().next().unwrap().to_owned();
     let nar = c.dir().join("huge.nar");
-    let (http, peer) = (at_a.http.as_str(), at_a.peer.as_str());
-    let args = ["fetch", &path, "--from", http, "--peer", peer, "--trusted-public-key", &key, "--nar"];
-    let fetching = peak_of(&c, &[&args[..], &[nar.to_str().unwrap()]].concat());
+    let fetching = peak_of(&c, &[&["fetch", &path, "--nar", nar.to_str().unwrap()], &source(&at_a, &key)[..]].concat());
     assert!(fs::metadata(&nar).unwrap().len() > SIZE);
-    let serving = at_a.peak_rss();
+    assert_within_memory(publishing, at_a.peak_rss(), fetching);
+}
+
+#[test]
+fn thousands_of_small_nars_keep_every_process_within_its_memory() {
+    let (a, c) = (Machine::new(), Machine::new());
+    let key = a.key();
+    let files = a.dir().join("files");
+    fs::create_dir(&files).unwrap();
+    let name = |number: u64| files.join(format!("file-{number}")).to_str().unwrap().to_owned();
+    let names: Vec<_> = (0..PATHS).map(name).collect();
+    for (name, number) in names.iter().zip(0..) {
+        fs::write(name, noise(number, 20 << 10)).unwrap();
+    }
+    let at_a = a.serve(&[]);
+    let mut publish = vec!["publish"];
+    publish.extend(names.iter().map(String::as_str));
+    let publishing = peak_of(&a, &publish);
+    let pinned = a.run(&["pin", "ls"]).ok().stdout;
+    let paths: Vec<_> = pinned.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(paths.len() as u64, PATHS);
+    let out = c.dir().join("out");
+    let source = source(&at_a, &key);
+    let fetch = [&["fetch", "--out", out.to_str().unwrap()], &source[..], &paths[..]].concat();
+    let fetching = peak_of(&c, &fetch);
+    assert_eq!(fs::read_dir(&out).unwrap().count() as u64, PATHS);
+    assert_within_memory(publishing, at_a.peak_rss(), fetching);
+}
+
+/// Where C fetches from.
+fn source<'a>(at_a: &'a Serving, key: &'a str) -> [&'a str; 6] {
+    ["--from", &at_a.http, "--peer", &at_a.peer, "--trusted-public-key", key]
+}
+
+#[expect(clippy::print_stderr, reason = "figures of a test")]
+fn assert_within_memory(publishing: u64, serving: u64, fetching: u64) {
     eprintln!("peak RSS, MiB: publish {}, serve {}, fetch {}", publishing >> 20, serving >> 20, fetching >> 20);
     for (process, peak) in [("publish", publishing), ("serve", serving), ("fetch", fetching)] {
         assert!(peak > 0, "{process} was not measured");
