@@ -5,11 +5,17 @@ mod dht;
 use crate::common::{Machine, make_tree, noise, other_version};
 use crate::driver::Driver;
 use crate::wants::{MANY, logged};
+use nipfs_node::network::{BlockSource, Config, Keypair, Network};
+use nipfs_proto::bitswap::server::Outcome;
+use nipfs_proto::block::{Block, DAG_PB, RAW};
+use nipfs_proto::dag::codec::Link;
+use nipfs_proto::dag::unixfs::directory_node;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use tokio::runtime::Runtime;
 
 /// A Kubo node in a process of its own.
 pub(crate) struct Kubo {
@@ -149,4 +155,32 @@ fn blocks_go_both_ways_under_cids_of_the_other_version() {
         kubo.pin(&other);
         Machine::new().run(&["pin", "add", &root, "--peer", &kubo.peer]).ok();
     }
+}
+
+/// As an index of what is published has them: no link has a `Tsize`.
+#[test]
+fn kubo_reads_directories_that_we_make() {
+    let machine = Machine::new();
+    let file = Block::v1(RAW, noise(24, 1 << 10).into()).unwrap();
+    let directory = |name: &str, below: &Block| {
+        let link = Link { cid: *below.cid(), name: Some(name.to_owned()), tsize: None };
+        Block::v1(DAG_PB, directory_node(vec![link])).unwrap()
+    };
+    let inner = directory("00-path.nar", &file);
+    let index = directory("00", &inner);
+    let (cid, blocks) = (index.cid().to_string(), [file.clone(), inner, index]);
+    let source = BlockSource::new(move |_, cid, _| {
+        let block = blocks.iter().find(|block| block.cid() == cid);
+        block.map_or(Outcome::Absent, |block| Outcome::Block(block.bytes().clone()))
+    });
+    let runtime = Runtime::new().unwrap();
+    let listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+    let start = Network::start(Config { listen, ..Config::default() }, Keypair::generate_ed25519(), source);
+    let network = runtime.block_on(start).unwrap();
+    let mut kubo = Kubo::start(&machine.dir().join("kubo"));
+    kubo.connect(&network.listeners()[0].to_string());
+    let got = machine.dir().join("got");
+    assert_eq!(kubo.ask(&json!({"op": "get", "cid": cid, "to": got}))["ok"], true);
+    assert_eq!(fs::read(got.join("00/00-path.nar")).unwrap(), *file.bytes());
+    runtime.block_on(network.shutdown());
 }

@@ -6,12 +6,13 @@
 //! links without names, `filesize` equal to data plus `blocksizes`. Whether a child is as large as its parent
 //! says is the walk's to check. `Tsize` is never looked at.
 //!
-//! A NAR is one file; directories are there to be walked down by name, for others' content that is pinned here.
+//! A NAR is one file; directories are there to be walked down by name: others' content that is pinned here, and the index of
+//! what is published.
 
 mod directory;
 mod murmur3;
 
-pub use directory::{Directory, Lookup, Shard};
+pub use directory::{Directory, Lookup, Shard, directory_node};
 
 use super::codec::{Link, Node, NodeError, put_varint};
 use crate::block::{Cid, DAG_PB, RAW};

@@ -1,13 +1,15 @@
-//! UnixFS directories: which block a name leads to.
+//! UnixFS directories: which block a name leads to, and the node of a plain one.
 //!
 //! A directory is one node whose links are its entries, or a tree of shards (a HAMT): a shard's links are named by
 //! the next bits of the entry's hashed name as hex digits, followed by the entry's name, or by nothing where another
 //! shard is below. What the specification asks of a shard is checked when it is read; that all shards of a
 //! directory have the same fanout, and are not more than the hash has bits for, is the walk's to check.
 
-use super::{Data, murmur3};
+use super::{Data, DataType, murmur3};
 use crate::block::Cid;
-use crate::dag::codec::{Link, NodeError};
+use crate::dag::codec::{Link, Node, NodeError};
+use bytes::Bytes;
+use prost::Message as _;
 
 /// Links that a shard may have at most (IPFS UnixFS spec).
 const MAX_FANOUT: u64 = 1024;
@@ -40,6 +42,13 @@ pub enum Lookup {
     Shard(Cid),
     /// Nowhere.
     Absent,
+}
+
+/// The dag-pb node of a directory with these entries, in the order of their names. Each has a name, and no two the same.
+#[must_use]
+pub fn directory_node(entries: Vec<Link>) -> Bytes {
+    let data = Data { kind: Some(DataType::Directory.into()), ..Data::default() };
+    Node { links: entries, data: Some(data.encode_to_vec().into()) }.encode().into()
 }
 
 impl Directory {

@@ -109,3 +109,22 @@ fn metadata_of_unixfs_1_5_is_passed_over() {
     let block = Node { links: Vec::new(), data: Some(data.into()) }.encode().into();
     assert_eq!(read(&block).map(|node| node.size), Ok(0));
 }
+
+#[test]
+fn a_directory_is_sorted_and_leads_from_names_to_entries() {
+    let empty = directory_node(Vec::new());
+    assert_eq!(Digest::of(&empty).v0_cid().to_string(), "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn");
+    let entry =
+        |name: &str| Link { cid: Digest::of(name.as_bytes()).raw_cid(), name: Some(name.to_owned()), tsize: None };
+    let names = ["b", "a", "ab", "B", "\u{e4}", "0"];
+    let block = directory_node(names.map(entry).to_vec());
+    let links = Node::decode(&block).unwrap().links;
+    assert_eq!(links, ["0", "B", "a", "ab", "b", "\u{e4}"].map(entry));
+    let Entity::Directory(directory) = Entity::decode(&Digest::of(&block).v0_cid(), &block).unwrap() else {
+        panic!("not a directory")
+    };
+    for name in names {
+        assert_eq!(directory.look_up(name, 0), Lookup::Entry(entry(name).cid));
+    }
+    assert_eq!(directory.look_up("A", 0), Lookup::Absent);
+}
