@@ -2,7 +2,8 @@
 //!
 //! Anything that cannot be marked ends it before the first deletion. Commits and puts go on meanwhile: what a lease
 //! protects is spared, even if the lease ends before GC does, and so are the paths of which it protects all. Other paths
-//! that nobody pinned go with their blocks, records first: a narinfo never outlives its NAR.
+//! that nobody pinned go with their blocks, records first: a narinfo never outlives its NAR. What standing leases protect is
+//! kept like what pins reach, but their links are not followed.
 
 use super::digest_set::DigestSet;
 use super::ops::Batch;
@@ -29,7 +30,7 @@ pub struct GcOptions {
 pub struct GcReport {
     /// Bytes of deleted payloads.
     pub freed_bytes: u64,
-    /// Bytes of payloads that no pin reaches and that stay because of a lease.
+    /// Bytes of payloads that no pin reaches and that stay because of a lease that will end.
     pub spared_bytes: u64,
     /// Blocks deleted.
     pub dropped_blocks: u64,
@@ -104,7 +105,11 @@ impl Store {
         }
         keepers.sort_by_key(|keeper| std::cmp::Reverse(keeper.added_unix));
         let mut plan = Plan { marked: lock(&self.0.leases).empty_set(), paths, pins: Vec::new(), kept_paths: 0 };
-        let mut left = max_size.unwrap_or(u64::MAX);
+        let standing = lock(&self.0.leases).standing();
+        let mut left = match (max_size, &standing) {
+            (Some(size), Some(standing)) => size.saturating_sub(self.stored_bytes_of(standing)?),
+            (size, _) => size.unwrap_or(u64::MAX),
+        };
         let mut full = false;
         for keeper in keepers {
             full = full || !self.mark(&keeper.roots, &mut plan.marked, &mut left)?;
@@ -115,7 +120,18 @@ impl Store {
                 Kept::Pin(_) => {}
             }
         }
+        // Last, so that pinned DAGs which contain some of it were walked and found whole.
+        standing.into_iter().for_each(|standing| plan.marked.merge(standing));
         Ok(plan)
+    }
+
+    fn stored_bytes_of(&self, digests: &DigestSet) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        for block in self.0.log.index.blocks() {
+            let (digest, row) = block?;
+            bytes += if digests.contains(&digest) { u64::from(row.location.stored) } else { 0 };
+        }
+        Ok(bytes)
     }
 
     /// Marks all blocks under `roots`, or none of them when they take more than is left; false then.

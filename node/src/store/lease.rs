@@ -49,6 +49,15 @@ impl Lease {
         lock(&self.store.0.leases).show(self.number);
     }
 
+    /// From now on the lease may stand for as long as the node runs: GC counts what it protects among what is kept, without
+    /// following its links, and nobody waits for it to end. For when all blocks have been put.
+    pub fn standing(mut self) -> Self {
+        lock(&self.store.0.leases).stand(self.number);
+        self.compressor = OnceLock::new();
+        self.store.0.changed.notify_one();
+        self
+    }
+
     /// Whether [`Self::show`] was called.
     #[must_use]
     pub fn shows(&self) -> bool {
@@ -172,6 +181,8 @@ pub(super) struct Leases {
     next: u64,
     /// By number, the oldest first.
     open: BTreeMap<u64, DigestSet>,
+    /// Those of them that nobody waits for.
+    standing: HashMap<u64, DigestSet>,
     /// What was put under those of them that show it.
     shown: HashMap<u64, DigestSet>,
     /// While GC runs: what leases protected that have ended since it began.
@@ -185,7 +196,16 @@ impl Leases {
     }
 
     pub(super) fn protects(&self, digest: &Digest) -> bool {
-        self.kept.iter().chain(self.open.values()).any(|set| set.contains(digest))
+        let leased = self.open.values().chain(self.standing.values());
+        self.kept.iter().chain(leased).any(|set| set.contains(digest))
+    }
+
+    /// What standing leases protect; `None` when there is none.
+    pub(super) fn standing(&self) -> Option<DigestSet> {
+        let mut all = self.standing.values().cloned();
+        let mut standing = all.next()?;
+        all.for_each(|set| standing.merge(set));
+        Some(standing)
     }
 
     /// The number of the newest lease that there has been.
@@ -193,7 +213,7 @@ impl Leases {
         self.next
     }
 
-    /// Whether all leases up to that number have ended.
+    /// Whether all leases up to that number have ended, but for those that stand.
     pub(super) fn ended(&self, number: u64) -> bool {
         self.open.first_key_value().is_none_or(|(oldest, _)| *oldest > number)
     }
@@ -225,8 +245,12 @@ impl Leases {
         self.next
     }
 
+    fn stand(&mut self, number: u64) {
+        self.standing.extend(self.open.remove(&number).map(|set| (number, set)));
+    }
+
     fn protect(&mut self, number: u64, digest: &Digest) {
-        if let Some(set) = self.open.get_mut(&number) {
+        if let Some(set) = self.open.get_mut(&number).or_else(|| self.standing.get_mut(&number)) {
             set.insert(digest);
         }
     }
@@ -241,7 +265,7 @@ impl Leases {
 
     fn close(&mut self, number: u64) {
         self.shown.remove(&number);
-        let set = self.open.remove(&number);
+        let set = self.open.remove(&number).or_else(|| self.standing.remove(&number));
         if let (Some(kept), Some(set)) = (&mut self.kept, set) {
             kept.merge(set);
         }

@@ -295,8 +295,8 @@ impl Store {
         self.0.log.index.pins()
     }
 
-    /// Tells one listener that a commit or a lease has ended since it listened last: there may be more here, or more that
-    /// GC may take.
+    /// Tells one listener that a commit or a lease has ended since it listened last, or a lease is no longer waited for:
+    /// there may be more here, or more that GC may take.
     #[must_use]
     pub fn changed(&self) -> &Notify {
         &self.0.changed
@@ -308,7 +308,7 @@ impl Store {
         lock(&self.0.leases).newest()
     }
 
-    /// Whether all leases up to that number have ended.
+    /// Whether all leases up to that number have ended, but for those that stand: see [`Lease::standing`].
     #[must_use]
     pub fn leases_ended(&self, number: u64) -> bool {
         lock(&self.0.leases).ended(number)

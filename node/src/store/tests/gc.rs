@@ -114,6 +114,75 @@ fn a_lease_protects_what_it_took_over_when_the_other_has_ended() {
 }
 
 #[test]
+fn what_a_standing_lease_protects_is_kept_until_it_is_dropped_and_its_links_are_not_followed() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let old = publish(&store, 1);
+    unpublish(&store, 1);
+    let directory = node(&old[12..]);
+    let is_public = || store.is_public(&directory.digest().unwrap()).unwrap();
+    let lease = store.lease();
+    lease.show();
+    lease.put(&directory).unwrap();
+    assert!(!store.leases_ended(store.newest_lease()));
+    let lease = lease.standing();
+    assert!(store.leases_ended(store.newest_lease()));
+    let forecast = store.gc(&GcOptions { dry_run: true, ..ALL }).unwrap();
+    let report = store.gc(&ALL).unwrap();
+    assert_eq!((report.spared_bytes, report.dropped_blocks), (0, 13));
+    assert_eq!((forecast.spared_bytes, forecast.dropped_blocks), (0, 13));
+    assert_holds(&store, std::slice::from_ref(&directory));
+    assert_lacks(&store, &old);
+    assert!(is_public());
+    // It can still be written under.
+    let late = leaf(5, 100);
+    lease.put(&late).unwrap();
+    assert_eq!(store.gc(&ALL).unwrap(), GcReport::default());
+    assert_holds(&store, std::slice::from_ref(&late));
+    drop(lease);
+    assert!(!is_public());
+    assert_eq!(store.gc(&ALL).unwrap().dropped_blocks, 2);
+    assert_lacks(&store, &[directory, late]);
+}
+
+#[test]
+fn a_standing_lease_on_nodes_of_pinned_dags_changes_nothing_for_them() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let (old, new) = (publish(&store, 1), publish(&store, 2));
+    let lease = store.lease();
+    for block in [&old[9], &new[9], &new[12]] {
+        assert!(lease.touch(&block.digest().unwrap()).unwrap());
+    }
+    let lease = lease.standing();
+    assert_eq!(store.gc(&ALL).unwrap(), GcReport { kept_paths: 2, ..GcReport::default() });
+    assert_holds(&store, &[old.clone(), new.clone()].concat());
+    // What stands takes its share of the size.
+    let size = store.stored_bytes();
+    let report = store.gc(&GcOptions { dry_run: false, max_size: Some(size / 2 + 100) }).unwrap();
+    assert_eq!((report.kept_paths, report.spared_bytes), (0, 0));
+    assert_holds(&store, &[old[9].clone(), new[9].clone(), new[12].clone()]);
+    assert_lacks(&store, &[&old[..9], &old[10..], &new[..9]].concat());
+    drop(lease);
+    store.gc(&ALL).unwrap();
+    assert_eq!(store.stats().unwrap().blocks, 0);
+}
+
+#[test]
+fn a_standing_lease_hides_no_gap_of_a_pinned_dag() {
+    let dir = scratch();
+    let store = small(dir.path());
+    let dag = publish(&store, 1);
+    let inner = dag[9].digest().unwrap();
+    let row = store.0.log.lookup(&inner).unwrap().unwrap();
+    store.delete(&mut vec![(inner, row)], |_, _| true).unwrap();
+    let lease = store.lease();
+    assert!(!lease.touch(&inner).unwrap());
+    let _lease = lease.standing();
+    assert!(matches!(store.gc(&ALL), Err(StoreError::Incomplete { .. })));
+}
+
+#[test]
 fn a_path_of_which_all_blocks_are_leased_stays_until_the_lease_ends() {
     let dir = scratch();
     let store = small(dir.path());
