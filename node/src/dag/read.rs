@@ -53,6 +53,8 @@ pub struct Sources {
     pub session: Option<Arc<Session>>,
     /// Asked who else may have a DAG, when no peer of the session has it.
     pub routers: Arc<[Router]>,
+    /// Roots of indexes of what is looked for: whoever has one is asked then, too.
+    pub indexes: Arc<[Cid]>,
     /// Trustless gateways, asked for what no peer has: for the rest of a file at once where that pays.
     pub gateways: Arc<[Gateway]>,
 }
@@ -61,7 +63,7 @@ impl Sources {
     /// Only the store.
     #[must_use]
     pub fn local(store: Store) -> Self {
-        Self { store, lease: None, session: None, routers: Arc::new([]), gateways: Arc::new([]) }
+        Self { store, lease: None, session: None, routers: Arc::new([]), indexes: Arc::new([]), gateways: Arc::new([]) }
     }
 
     fn is_near(&self) -> bool {
@@ -367,9 +369,19 @@ async fn obtain(
     let Some(session) = &sources.session else { return Ok(None) };
     let mut asked = Instant::now();
     let mut answer = session.want(cid).await;
-    if matches!(answer, Err(WantError::Missing(_))) && session.search(root, providers(&sources.routers, root)).await {
-        asked = Instant::now();
-        answer = session.want(cid).await;
+    if is_missing(&answer) {
+        let hints = |cid| providers(Arc::clone(&sources.routers), cid);
+        let searches = sources.indexes.iter().map(|index| session.search_index(*index, hints(*index)).boxed());
+        let searches = searches.chain([session.search(root, hints(root)).boxed()]);
+        let mut searches: FuturesUnordered<_> = searches.collect();
+        while is_missing(&answer)
+            && let Some(found) = searches.next().await
+        {
+            if found {
+                asked = Instant::now();
+                answer = session.want(cid).await;
+            }
+        }
     }
     let waited = asked.elapsed();
     match answer {
@@ -424,8 +436,12 @@ async fn keep(sources: &Sources, root: Cid, block: Block) -> Result<Block, ReadE
     Ok(block)
 }
 
+fn is_missing(answer: &Result<(Block, PeerId), WantError>) -> bool {
+    matches!(answer, Err(WantError::Missing(_)))
+}
+
 /// Whom the routers name as providers of a root.
-async fn providers(routers: &[Router], root: Cid) -> Vec<(PeerId, Vec<Multiaddr>)> {
+async fn providers(routers: Arc<[Router]>, root: Cid) -> Vec<(PeerId, Vec<Multiaddr>)> {
     let asked = routers.iter().map(|router| async move {
         router.providers(&root).await.unwrap_or_else(|error| {
             tracing::info!("router: {error}");

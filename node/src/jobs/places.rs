@@ -1,8 +1,8 @@
 //! Where the blocks of one job may come from: peers and gateways.
 //!
-//! Named peers are dialled while the caches are asked whom else they know. Those are hints, and cost nothing when they
-//! are wrong: whatever a peer sends is checked. Named peers are waited for until each is there or is known not to be;
-//! hints only for [`GRACE`] once some peer is there.
+//! Named peers are dialled while the caches are asked whom else they know, and for the roots of their indexes. Those are
+//! hints, and cost little when they are wrong: whatever a peer sends is checked. Named peers are waited for until each is
+//! there or is known not to be; hints only for [`GRACE`] once some peer is there.
 
 use super::Events;
 use super::obtain::Places;
@@ -13,6 +13,8 @@ use crate::upstream::{Gateway, Upstream};
 use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use libp2p::{Multiaddr, PeerId};
+use nipfs_proto::Cid;
+use nipfs_proto::block::Digest;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -20,6 +22,8 @@ use tokio::time::{Instant, sleep_until};
 const INFO_DEADLINE: Duration = Duration::from_secs(3);
 /// Peers that are taken from caches.
 const MAX_HINTS: usize = 16;
+/// Indexes that are taken from caches.
+const MAX_INDEXES: usize = 4;
 /// How long peers that caches named are waited for when there is one to begin with.
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -41,7 +45,7 @@ pub(crate) struct Whom<'a> {
 pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Result<Places, Failure> {
     let named = whom.peers.iter().map(|peer| parse_peer(peer)).collect::<Result<Vec<_>, _>>()?;
     let gateways = whom.gateways.iter().map(|url| Gateway::new(url)).collect::<Result<Vec<_>, _>>()?;
-    let connected = connect(node, &named, whom.caches, events).await?;
+    let (connected, indexes) = connect(node, &named, whom.caches, events).await?;
     let mut names: Vec<String> = connected.iter().map(ToString::to_string).collect();
     names.extend(gateways.iter().map(ToString::to_string));
     // Without a peer that answered, asking would only wait.
@@ -55,18 +59,19 @@ pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Res
         lease: None,
         session: session.map(Into::into),
         routers: node.routers(),
+        indexes: indexes.into(),
         gateways: gateways.into(),
     };
     Ok(Places { blocks, upstream: None, peers })
 }
 
-/// The peers that could be reached, in the order in which they were.
+/// The peers that could be reached, in the order in which they were, and the indexes that caches named meanwhile.
 async fn connect(
     node: &Node,
     named: &[Multiaddr],
     caches: &[Upstream],
     events: &Events,
-) -> Result<Vec<PeerId>, Failure> {
+) -> Result<(Vec<PeerId>, Vec<Cid>), Failure> {
     let dial = |address: Multiaddr| async move {
         let network = node.network().await?;
         network.connect(address).await.map_err(Failure::from)
@@ -74,7 +79,7 @@ async fn connect(
     let mut waiting: FuturesUnordered<_> = named.iter().cloned().map(|address| dial(address).boxed()).collect();
     let mut hints = FuturesUnordered::new();
     let mut asked = FuturesUnordered::from_iter([hinted(caches)]);
-    let mut connected = Vec::new();
+    let (mut connected, mut indexes) = (Vec::new(), Vec::new());
     let mut until = None;
     while !(waiting.is_empty() && hints.is_empty() && asked.is_empty()) {
         if until.is_none() && waiting.is_empty() && !connected.is_empty() {
@@ -83,7 +88,8 @@ async fn connect(
         let result = tokio::select! {
             Some(result) = waiting.next() => result,
             Some(result) = hints.next() => result,
-            Some(found) = asked.next() => {
+            Some((found, named_indexes)) = asked.next() => {
+                indexes = named_indexes;
                 hints.extend(found.into_iter().filter(|address| !named.contains(address)).map(|address| dial(address).boxed()));
                 continue;
             }
@@ -95,14 +101,22 @@ async fn connect(
             Err(failure) => events.note(failure.to_string()).await?,
         }
     }
-    Ok(connected)
+    Ok((connected, indexes))
 }
 
-/// The peers that the caches name in `/nipfs-info`.
-async fn hinted(caches: &[Upstream]) -> Vec<Multiaddr> {
+/// The peers and the indexes that the caches name in `/nipfs-info`.
+async fn hinted(caches: &[Upstream]) -> (Vec<Multiaddr>, Vec<Cid>) {
     let infos = futures::future::join_all(caches.iter().map(|cache| cache.nipfs_info(INFO_DEADLINE))).await;
-    let hints = infos.into_iter().filter_map(|info| info.ok().flatten()).flat_map(|info| info.peers);
-    hints.take(MAX_HINTS).filter_map(|hint| parse_peer(&hint).ok()).collect()
+    let infos: Vec<_> = infos.into_iter().filter_map(|info| info.ok().flatten()).collect();
+    let indexes = infos.iter().filter_map(|info| info.index.as_ref()?.parse().ok()).filter(is_block);
+    let indexes = indexes.take(MAX_INDEXES).collect();
+    let hints = infos.into_iter().flat_map(|info| info.peers);
+    (hints.take(MAX_HINTS).filter_map(|hint| parse_peer(&hint).ok()).collect(), indexes)
+}
+
+/// Whether somebody may provide it.
+fn is_block(cid: &Cid) -> bool {
+    matches!(Digest::of_cid(cid), Ok(Some(_)))
 }
 
 pub(crate) fn parse_peer(text: &str) -> Result<Multiaddr, Failure> {

@@ -1,14 +1,20 @@
 //! A NAR may have several DAGs here, cut in different ways.
 
 use super::obtain::{Obtain, Places};
+use super::places::{Whom, places};
 use super::{Event, Events, pins, verify};
 use crate::Node;
 use crate::cache::{Audience, Claim, Purpose, Staged};
 use crate::control::protocol::{Done, Item};
-use crate::dag::read::Sources;
+use crate::dag::read::{Sources, block};
+use crate::network::{BlockSource, Config, Keypair, Network, Profile as Reach};
 use crate::nix::dump::dump;
 use crate::node::Settings;
 use crate::store::Keep;
+use crate::upstream::fake::{Fake, answer};
+use crate::upstream::{NipfsInfo, Upstream};
+use nipfs_proto::bitswap::server::Outcome;
+use nipfs_proto::block::{Block, DAG_PB, RAW};
 use nipfs_proto::dag::Profile;
 use nipfs_proto::nix::narinfo::{NarInfo, PathInfo};
 use nipfs_proto::nix::store_path::StorePath;
@@ -17,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A node that published one NAR cut in two ways, a block each; the older DAG lies first in the pack.
 struct Twice {
@@ -117,4 +124,58 @@ async fn a_nar_of_which_any_dag_is_whole_is_not_fetched_again() {
     };
     let obtained = obtain.run().await.unwrap();
     assert_eq!((obtained.root, obtained.source), (twice.newer.root, "local"));
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A node of the table of the local network, which it enters by `entry`.
+async fn in_table(entry: &[&Network], source: BlockSource) -> Network {
+    let listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+    let bootstrap = entry.iter().map(|node| node.listeners().remove(0)).collect();
+    let config = Config { listen, profile: Reach::Public, bootstrap, ..Config::default() };
+    Network::start(config, Keypair::generate_ed25519(), source).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_what_nobody_tells_of_is_found_by_the_index_that_a_cache_names() {
+    let old = Block::v1(RAW, bytes::Bytes::from_static(b"an old NAR")).unwrap();
+    let index = *Block::v1(DAG_PB, bytes::Bytes::new()).unwrap().cid();
+    let middle = in_table(&[], BlockSource::empty()).await;
+    let held = old.clone();
+    let holds = move |_: &_, cid: &_, _| match cid == held.cid() {
+        true => Outcome::Block(held.bytes().clone()),
+        false => Outcome::Absent,
+    };
+    let holder = in_table(&[&middle], BlockSource::new(holds)).await;
+    let begun = Instant::now();
+    while holder.provide(index).await.is_err() {
+        assert!(begun.elapsed() < LONG);
+    }
+    let cache = async |index: &str| {
+        let text = NipfsInfo::new(1, u64::MAX, Vec::new(), Some(index.to_owned())).to_text();
+        let fake = Fake::start(move |_, _| answer("200 OK", "", text.as_bytes())).await;
+        Upstream::new(&fake.url()).unwrap()
+    };
+    // The last is a block of its own, so nobody provides it.
+    let caches = [cache("nonsense").await, cache(&index.to_string()).await, cache("bafkqaaa").await];
+
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { profile: Reach::Public, bootstrap: middle.listeners(), ..Settings::default() };
+    let node = Node::open(Settings { state: dir.path().to_owned(), ..settings }).await.unwrap();
+    let (events, _receiver) = Events::channel();
+    // A session that names a peer asks no other, though it may be connected.
+    let peers = [middle.listeners()[0].to_string()];
+    let get = async |caches: &[Upstream]| {
+        let whom = Whom { peers: &peers, caches, ..Whom::default() };
+        let sources = places(&node, &whom, &events).await.unwrap().blocks;
+        assert_eq!(sources.indexes[..], [index][..caches.len().min(1)]);
+        block(&sources, *old.cid(), *old.cid()).await
+    };
+    assert!(get(&[]).await.is_err());
+    // The node may still be on its way into the table.
+    let begun = Instant::now();
+    while get(&caches).await.is_err() {
+        assert!(begun.elapsed() < LONG);
+    }
+    node.shutdown().await;
 }

@@ -6,7 +6,8 @@
 
 use super::Shared;
 use super::task::Command;
-use futures::future::{Either, select};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either, Shared as Common, select};
 use libp2p::{Multiaddr, PeerId};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Block;
@@ -46,6 +47,8 @@ struct Open {
     searched: Mutex<HashMap<Cid, Arc<OnceCell<bool>>>>,
     /// Searches in a row that brought nobody.
     fruitless: AtomicUsize,
+    /// The searches for indexes. They hold the network, not the session.
+    indexes: Mutex<HashMap<Cid, Common<BoxFuture<'static, bool>>>>,
 }
 
 /// A block and who sent it, or why there is none.
@@ -53,8 +56,10 @@ pub(super) type Outcome = Result<(Block, PeerId), WantError>;
 
 impl Session {
     pub(super) fn open(shared: Arc<Shared>, peers: Vec<PeerId>) -> Self {
-        let (searched, fruitless) = (Mutex::default(), AtomicUsize::new(0));
-        Self { open: Arc::new(Open { id: shared.fresh_id(), peers: peers.into(), shared, searched, fruitless }) }
+        let (searched, fruitless, indexes) = (Mutex::default(), AtomicUsize::new(0), Mutex::default());
+        Self {
+            open: Arc::new(Open { id: shared.fresh_id(), peers: peers.into(), shared, searched, fruitless, indexes }),
+        }
     }
 
     /// Wants a block. The request goes out when the future is first polled; dropping the future
@@ -109,16 +114,7 @@ impl Session {
             if open.fruitless.load(Ordering::Relaxed) >= MAX_FRUITLESS {
                 return false;
             }
-            let asked = self.ask(|session, reply| Command::Search { session, root, reply });
-            let hinted = async {
-                let peers = hints.await;
-                !peers.is_empty() && self.ask(|session, reply| Command::Meet { session, peers, reply }).await
-            };
-            let found = match select(pin!(asked), pin!(hinted)).await {
-                Either::Left((true, _)) | Either::Right((true, _)) => true,
-                Either::Left((false, rest)) => rest.await,
-                Either::Right((false, rest)) => rest.await,
-            };
+            let found = open.shared.look(open.id, root, hints).await;
             if found {
                 open.fruitless.store(0, Ordering::Relaxed);
             } else {
@@ -129,9 +125,42 @@ impl Session {
         *searched.get_or_init(|| search).await
     }
 
-    async fn ask(&self, command: impl FnOnce(u64, oneshot::Sender<bool>) -> Command) -> bool {
+    /// Looks, once for the session, for whoever has the index of a cache, and with it all that the cache publishes. As
+    /// [`Self::search`], and beside it: true to all who ask before it is over, if it brought somebody. To whoever asks later
+    /// it is false, for the session's peers have been asked by then.
+    pub async fn search_index(
+        &self,
+        index: Cid,
+        hints: impl Future<Output = Vec<(PeerId, Vec<Multiaddr>)>> + Send + 'static,
+    ) -> bool {
+        let (shared, id) = (Arc::clone(&self.open.shared), self.open.id);
+        let search = {
+            let mut indexes = self.open.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = || async move { shared.look(id, index, hints).await }.boxed().shared();
+            indexes.entry(index).or_insert_with(begin).clone()
+        };
+        search.peek().is_none() && search.await
+    }
+}
+
+impl Shared {
+    /// Looks for peers who may have a root, for a session: see [`Session::search`].
+    async fn look(&self, session: u64, root: Cid, hints: impl Future<Output = Vec<(PeerId, Vec<Multiaddr>)>>) -> bool {
+        let asked = self.ask(|reply| Command::Search { session, root, reply });
+        let hinted = async {
+            let peers = hints.await;
+            !peers.is_empty() && self.ask(|reply| Command::Meet { session, peers, reply }).await
+        };
+        match select(pin!(asked), pin!(hinted)).await {
+            Either::Left((true, _)) | Either::Right((true, _)) => true,
+            Either::Left((false, rest)) => rest.await,
+            Either::Right((false, rest)) => rest.await,
+        }
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<bool>) -> Command) -> bool {
         let (reply, answer) = oneshot::channel();
-        let asked = self.open.shared.commands.send(command(self.open.id, reply)).await;
+        let asked = self.commands.send(command(reply)).await;
         asked.is_ok() && answer.await.unwrap_or(false)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"version":1,"storeDir":"/nix/store","sequence":17,"expires":1790000000,
-//!  "peers":["/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…"],"sig":["cache.example.org-1:…"]}
+//!  "peers":["/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…"],"index":"bafybei…","sig":["cache.example.org-1:…"]}
 //! ```
 //!
 //! It only says whom to ask: every block is checked against its CID whoever sent it, so an unsigned one is of use. A
@@ -29,6 +29,9 @@ pub struct NipfsInfo {
     pub expires: u64,
     /// Multiaddrs that end in `/p2p/ID`, of the cache's own node and of its mirrors.
     pub peers: Vec<String>,
+    /// The root of an index of what the cache publishes, as the DHTs are told: who has it has the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<String>,
     /// Signatures over the other fields, `KEY:BASE64`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     sig: Vec<String>,
@@ -37,8 +40,8 @@ pub struct NipfsInfo {
 impl NipfsInfo {
     /// An unsigned one.
     #[must_use]
-    pub fn new(sequence: u64, expires: u64, peers: Vec<String>) -> Self {
-        Self { version: VERSION, store_dir: STORE_DIR.to_owned(), sequence, expires, peers, sig: Vec::new() }
+    pub fn new(sequence: u64, expires: u64, peers: Vec<String>, index: Option<String>) -> Self {
+        Self { version: VERSION, store_dir: STORE_DIR.to_owned(), sequence, expires, peers, index, sig: Vec::new() }
     }
 
     /// Reads the JSON text.
@@ -67,16 +70,19 @@ impl NipfsInfo {
     /// Whether one of `keys` signed it. Time is the caller's to check.
     #[must_use]
     pub fn is_signed_by(&self, keys: &[PublicKey]) -> bool {
-        let plain = |peer: &String| peer.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',' && byte != b';');
+        let plain = |text: &String| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',' && byte != b';');
         let fingerprint = self.fingerprint();
         let signed =
             |sig: &String| sig.parse().is_ok_and(|sig| keys.iter().any(|key| key.verifies(&fingerprint, &sig)));
-        self.peers.iter().all(plain) && self.sig.iter().any(signed)
+        let mut texts = self.peers.iter().chain(&self.index).chain([&self.store_dir]);
+        texts.all(plain) && self.sig.iter().any(signed)
     }
 
+    /// Its fields are told apart by the semicolons, which none of them has in what is believed.
     fn fingerprint(&self) -> String {
-        let Self { version, store_dir, sequence, expires, peers, .. } = self;
-        format!("nipfs-info-{version};{store_dir};{sequence};{expires};{}", peers.join(","))
+        let Self { version, store_dir, sequence, expires, peers, index, .. } = self;
+        let index = index.as_ref().map(|index| format!(";{index}")).unwrap_or_default();
+        format!("nipfs-info-{version};{store_dir};{sequence};{expires};{}{index}", peers.join(","))
     }
 }
 
@@ -84,19 +90,28 @@ impl NipfsInfo {
 mod tests {
     use super::*;
 
-    fn signed() -> (NipfsInfo, SecretKey) {
+    fn signed(index: Option<&str>) -> (NipfsInfo, SecretKey) {
         let key = SecretKey::from_seed("cache.example.org-1", &[7; 32]).unwrap();
-        let mut info = NipfsInfo::new(17, 1_790_000_000, vec!["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooX".to_owned()]);
+        let mut info = NipfsInfo::new(
+            17,
+            1_790_000_000,
+            vec!["/ip4/192.0.2.1/tcp/4001/p2p/12D3KooX".to_owned()],
+            index.map(str::to_owned),
+        );
         info.sign(&key);
         (info, key)
     }
 
     #[test]
     fn text_round_trips_and_other_versions_do_not() {
-        let (info, key) = signed();
-        let read = NipfsInfo::parse(&info.to_text()).unwrap();
-        assert_eq!(read, info);
-        assert!(read.is_signed_by(&[key.public_key()]));
+        for index in [None, Some("bafyindex")] {
+            let (info, key) = signed(index);
+            assert_eq!(info.to_text().contains("index"), index.is_some());
+            let read = NipfsInfo::parse(&info.to_text()).unwrap();
+            assert_eq!(read, info);
+            assert!(read.is_signed_by(&[key.public_key()]));
+        }
+        let (info, _) = signed(None);
         let more = info.to_text().replacen('{', "{\"mirrors\":[],", 1);
         assert_eq!(NipfsInfo::parse(&more).unwrap(), info);
         assert!(NipfsInfo::parse(&info.to_text().replace("\"version\":1", "\"version\":2")).is_err());
@@ -106,22 +121,34 @@ mod tests {
     #[test]
     fn any_change_breaks_the_signature() {
         type Change = fn(&mut NipfsInfo);
-        let changes: [Change; 5] = [
+        let changes: [Change; 8] = [
             |info| info.sequence += 1,
             |info| info.expires += 1,
             |info| info.store_dir.push('x'),
             |info| info.peers.push("/ip4/198.51.100.1/tcp/1/p2p/Q".to_owned()),
+            |info| info.index = None,
+            |info| info.index = Some("bafyother".to_owned()),
+            |info| info.peers.extend(info.index.take()),
             |info| info.sig.clear(),
         ];
         for change in changes {
-            let (mut info, key) = signed();
+            let (mut info, key) = signed(Some("bafyindex"));
             change(&mut info);
             assert!(!info.is_signed_by(&[key.public_key()]));
         }
-        let (mut two, key) = signed();
+        let (mut two, key) = signed(None);
         two.peers = vec!["/a".to_owned(), "/b".to_owned()];
         two.sign(&key);
         two.peers = vec!["/a,/b".to_owned()];
+        assert!(!two.is_signed_by(&[key.public_key()]));
+        // Nor is a field to be taken for another.
+        two.peers = vec!["3".to_owned()];
+        (two.store_dir, two.index) = ("/a".to_owned(), Some("/b".to_owned()));
+        two.sign(&key);
+        assert!(two.is_signed_by(&[key.public_key()]));
+        let (sequence, expires) = (two.sequence, two.expires);
+        (two.store_dir, two.sequence, two.expires) = (format!("/a;{sequence}"), expires, 3);
+        (two.peers, two.index) = (vec!["/b".to_owned()], None);
         assert!(!two.is_signed_by(&[key.public_key()]));
     }
 }

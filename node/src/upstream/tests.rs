@@ -230,7 +230,7 @@ async fn a_gateway_delivers_the_block_or_nothing() {
 
 #[tokio::test]
 async fn a_cache_of_ours_tells_its_peers_and_paths() {
-    let info = NipfsInfo::new(3, 4, vec!["/ip4/127.0.0.1/tcp/1/p2p/Q".to_owned()]);
+    let info = NipfsInfo::new(3, 4, vec!["/ip4/127.0.0.1/tcp/1/p2p/Q".to_owned()], Some("bafyindex".to_owned()));
     let text = info.to_text();
     let fake = Fake::start(move |head, _| match head.split(' ').nth(1).unwrap() {
         "/nipfs-info" => answer("200 OK", "", text.as_bytes()),

@@ -81,6 +81,35 @@ async fn providers_that_are_gone_end_a_search_with_nobody_and_it_is_not_begun_ag
     assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_searched_once_for_all_who_wait_and_whatever_was_searched_in_vain() {
+    let [root, index, other, next, last] = blocks(5, 100).try_into().unwrap();
+    let middle = public(BlockSource::empty(), &[]).await;
+    let provider = public(Shelf::of(std::slice::from_ref(&root)).source(), &[&middle]).await;
+    let seeker = public(BlockSource::empty(), &[&middle]).await;
+    provide(&provider, *index.cid()).await;
+    let begun = Instant::now();
+    let session = loop {
+        let session = seeker.session(vec![PeerId::random()]);
+        session.want(*root.cid()).await.unwrap_err();
+        for root in [&root, &other, &next, &last] {
+            assert!(!timeout(LONG, session.search(*root.cid(), nobody())).await.unwrap());
+        }
+        let search = || timeout(LONG, session.search_index(*index.cid(), nobody()));
+        let (one, two) = tokio::join!(search(), search());
+        assert_eq!(one, two);
+        // Whoever asks now knows by a want of his own.
+        assert_eq!(search().await, Ok(false));
+        if one.unwrap() {
+            break session;
+        }
+        // The seeker may still be on its way into the table.
+        assert!(begun.elapsed() < LONG, "not found");
+    };
+    let (block, from) = timeout(LONG, session.want(*root.cid())).await.unwrap().unwrap();
+    assert_eq!((block, from), (root, provider.peer_id()));
+}
+
 #[tokio::test]
 async fn a_private_node_searches_nowhere() {
     let [root] = blocks(1, 100).try_into().unwrap();
