@@ -3,26 +3,30 @@
 //!
 //! Only roots, of what is published now and whose blocks are here: whether a root is, is looked up right before it is
 //! told. What is unpublished is told no more, and the DHTs forget it within two days. Of more than [`MAX_ROOTS`] roots the
-//! newest are told: each costs a walk through the DHT.
+//! newest are told, for each costs a walk through the DHT, and before them the root of an [`index`] of all. The index is
+//! made anew when its root would be told again, so it costs one telling, and what was unpublished meanwhile still stands in
+//! it, as a name that leads to nothing here.
 
+mod index;
 mod ledger;
 
-use self::ledger::Ledger;
+use self::index::Index;
+use self::ledger::{Ledger, is_due};
 use crate::cache::{Cache, unix_now};
 use crate::control::protocol::Announced;
 use crate::network::{Network, ProvideError};
 use crate::node::Node;
-use crate::store::StoreError;
+use crate::store::{PathRecord, StoreError};
 use futures::stream::{self, StreamExt as _};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// Roots that are announced.
+/// Roots that are announced, beside that of the index.
 const MAX_ROOTS: usize = 5000;
 /// Roots that are told at once.
 const AT_ONCE: usize = 8;
@@ -38,26 +42,41 @@ const LAST_PAUSE: Duration = Duration::from_secs(1800);
 
 /// Announces until it is stopped.
 pub async fn announce(node: Node, stop: CancellationToken) {
+    announce_at_most(MAX_ROOTS, node, stop).await;
+}
+
+async fn announce_at_most(most: usize, node: Node, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = run(&node) => {}
+        () = run(&node, most) => {}
     }
 }
 
-async fn run(node: &Node) {
+async fn run(node: &Node, most: usize) {
     let Ok(network) = node.network().await else { return };
     let mut ledger = Ledger::load(node.state());
+    let (mut indexing, mut announced) = (Indexing::default(), Announced::default());
     let mut pause = FIRST_PAUSE;
     loop {
-        let roots = match look(node, newest_roots).await {
-            Ok(roots) => roots,
+        let Newest { mut roots, more } = match look(node, move |cache| newest_roots(cache, most)).await {
+            Ok(newest) => newest,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot tell what is published");
                 sleep(LOOK).await;
                 continue;
             }
         };
+        let index = indexing.index(node, more).await;
+        roots.splice(..0, index);
         ledger.keep_only(&roots);
+        announced.roots = roots.len() as u64;
+        announced.told = ledger.len() as u64;
+        let index = index.map(|root| root.to_string());
+        if announced.index != index {
+            announced.index = index;
+            // Clients may know of it before the DHTs do: a round can take minutes.
+            node.set_announced(announced.clone());
+        }
         let mut due = ledger.due(&roots, unix_now());
         due.truncate(ROUND);
         let (told, failure) = tell(node, &network, &due).await;
@@ -67,13 +86,11 @@ async fn run(node: &Node) {
         if let Err(error) = ledger.save() {
             tracing::warn!("cannot note what was announced, it will be again: {error}");
         }
-        node.set_announced(Announced {
-            roots: roots.len() as u64,
-            told: ledger.len() as u64,
-            failure: failure.map(|failure| failure.to_string()),
-        });
+        announced.told = ledger.len() as u64;
+        announced.failure = failure.map(|failure| failure.to_string());
+        node.set_announced(announced.clone());
         if told.is_empty()
-            && let Some(failure) = failure
+            && let Some(failure) = &announced.failure
         {
             tracing::info!("{} roots wait to be announced: {failure}", due.len());
             sleep(pause).await;
@@ -87,6 +104,43 @@ async fn run(node: &Node) {
                 () = sleep(LOOK) => {}
             }
         }
+    }
+}
+
+/// The index while there is more than can be told.
+#[derive(Default)]
+struct Indexing {
+    /// With when it was made, in seconds since 1970.
+    index: Option<(Index, u64)>,
+    /// When making it failed last.
+    failed: Option<Instant>,
+}
+
+impl Indexing {
+    /// The root of the index, if there is more than is told: made when there is none or it has become old. One that is old
+    /// stands until there is another.
+    async fn index(&mut self, node: &Node, more: bool) -> Option<Cid> {
+        let now = unix_now();
+        if !more {
+            self.index = None;
+        } else if self.index.as_ref().is_none_or(|(_, made)| is_due(*made, now))
+            && self.failed.is_none_or(|failed| failed.elapsed() >= LOOK)
+        {
+            match look(node, Index::make).await {
+                Ok(index) => {
+                    tracing::info!(root = %index.root, "an index of what is published stands");
+                    (self.index, self.failed) = (Some((index, now)), None);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot make an index of what is published"
+                    );
+                    self.failed = Some(Instant::now());
+                }
+            }
+        }
+        self.index.as_ref().map(|(index, _)| index.root)
     }
 }
 
@@ -127,14 +181,35 @@ fn is_public(cache: &Cache, root: &Cid) -> Result<bool, StoreError> {
     }
 }
 
-/// The roots of what is published and here, the newest first, each once.
-fn newest_roots(cache: &Cache) -> Result<Vec<Cid>, StoreError> {
+/// The root of a path that is published and here.
+fn public_root(cache: &Cache, path: &PathRecord) -> Result<Option<Cid>, StoreError> {
+    if !may_be_told(cache, path) {
+        return Ok(None);
+    }
+    let Some(root) = cache.root_of(path)? else { return Ok(None) };
+    Ok(is_public(cache, &root)?.then_some(root))
+}
+
+fn may_be_told(cache: &Cache, path: &PathRecord) -> bool {
+    path.published && (path.pinned || path.mirror.is_none()) && cache.store().is_backed(path)
+}
+
+/// What shall be told.
+struct Newest {
+    /// The newest first, each once.
+    roots: Vec<Cid>,
+    /// Whether there may be others.
+    more: bool,
+}
+
+/// The roots of what is published and here, at most so many.
+fn newest_roots(cache: &Cache, most: usize) -> Result<Newest, StoreError> {
     let store = cache.store();
-    let mut newest = BinaryHeap::new();
+    let (mut newest, mut more) = (BinaryHeap::new(), false);
     for path in store.paths() {
         let path = path?;
-        if path.published && (path.pinned || path.mirror.is_none()) && store.is_backed(&path) {
-            push_bounded(&mut newest, (path.added_unix, path.store_path.hash_part()));
+        if may_be_told(cache, &path) {
+            more |= push_bounded(&mut newest, most, (path.added_unix, path.store_path.hash_part()));
         }
     }
     let mut dated = Vec::new();
@@ -148,26 +223,26 @@ fn newest_roots(cache: &Cache) -> Result<Vec<Cid>, StoreError> {
     let mut pins = BinaryHeap::new();
     for pin in store.pins() {
         let pin = pin?;
-        push_bounded(&mut pins, (pin.added_unix, pin.cid));
+        more |= push_bounded(&mut pins, most, (pin.added_unix, pin.cid));
     }
     dated.extend(pins.into_iter().map(|Reverse(pin)| pin));
     dated.sort_unstable_by_key(|(added, _)| Reverse(*added));
     let mut seen = HashSet::new();
     let mut roots = Vec::new();
     for (_, root) in dated {
-        if roots.len() < MAX_ROOTS && seen.insert(root) && is_public(cache, &root)? {
+        if seen.insert(root) && is_public(cache, &root)? {
             roots.push(root);
         }
     }
-    Ok(roots)
+    more |= roots.len() > most;
+    roots.truncate(most);
+    Ok(Newest { roots, more })
 }
 
-/// Keeps the [`MAX_ROOTS`] largest.
-fn push_bounded<T: Ord>(heap: &mut BinaryHeap<Reverse<T>>, item: T) {
+/// Keeps the `most` largest. Whether one had to go.
+fn push_bounded<T: Ord>(heap: &mut BinaryHeap<Reverse<T>>, most: usize, item: T) -> bool {
     heap.push(Reverse(item));
-    if heap.len() > MAX_ROOTS {
-        heap.pop();
-    }
+    heap.len() > most && heap.pop().is_some()
 }
 
 #[cfg(test)]

@@ -194,6 +194,12 @@ impl Node {
         *self.0.announced.lock().unwrap_or_else(PoisonError::into_inner) = Some(announced);
     }
 
+    /// The root of the index of what is published, if one is told.
+    #[must_use]
+    pub fn index(&self) -> Option<String> {
+        self.0.announced.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.index.clone()
+    }
+
     /// Bytes of NARs served and fetched since the start.
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {

@@ -56,9 +56,10 @@ impl fmt::Display for Figures {
         writeln!(f, "serving    {}", if *serving { http.as_deref().unwrap_or("peers only") } else { "no" })?;
         writeln!(f, "peers      {}", peers.len())?;
         writeln!(f, "roots      {roots}")?;
-        if let Some(Announced { roots, told, failure }) = announced {
+        if let Some(Announced { roots, told, index, failure }) = announced {
+            let index = index.as_ref().map(|index| format!("; index {index}")).unwrap_or_default();
             let failure = failure.as_ref().map(|failure| format!("; {failure}")).unwrap_or_default();
-            writeln!(f, "announced  {told} of {roots}{failure}")?;
+            writeln!(f, "announced  {told} of {roots}{index}{failure}")?;
         }
         let (stored, logical) = (size::show(*stored_bytes), size::show(*logical_bytes));
         writeln!(f, "blocks     {blocks} ({stored} on disk, {logical} plain)")?;

@@ -14,6 +14,11 @@ const AGAIN: u64 = 20 * 3600;
 /// Longest file that is read: twice what the largest number of roots takes.
 const MAX_FILE: u64 = 2 << 20;
 
+/// Whether what was told `then` is to be told again. What was told in the future, by a clock that was wrong, is too.
+pub(super) fn is_due(then: u64, now: u64) -> bool {
+    now < then || now - then >= AGAIN
+}
+
 /// The ledger.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -52,12 +57,11 @@ impl Ledger {
         self.saved &= self.told.len() == before;
     }
 
-    /// Those of `roots` that are to be told now: first those that never were, in their order, then the longest ago. One
-    /// that was told in the future, by a clock that was wrong, is due too.
+    /// Those of `roots` that are to be told now: first those that never were, in their order, then the longest ago.
     pub(super) fn due(&self, roots: &[Cid], now: u64) -> Vec<Cid> {
         let at = |root: &Cid| self.told.get(root).copied();
-        let is_due = |at: Option<u64>| at.is_none_or(|at| now < at || now - at >= AGAIN);
-        let mut due: Vec<Cid> = roots.iter().copied().filter(|root| is_due(at(root))).collect();
+        let mut due: Vec<Cid> =
+            roots.iter().copied().filter(|root| at(root).is_none_or(|at| is_due(at, now))).collect();
         due.sort_by_key(at);
         due
     }

@@ -339,13 +339,15 @@ pub struct Status {
 }
 
 /// How announcing goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Announced {
-    /// Roots that are to be announced.
+    /// Roots that are to be announced, that of the index among them.
     pub roots: u64,
     /// Those that the DHT was told of.
     pub told: u64,
+    /// The root of the index of all that is published; `None` while all roots are told.
+    pub index: Option<String>,
     /// Why the last round did not tell all that was due.
     pub failure: Option<String>,
 }

@@ -76,7 +76,7 @@ impl Site {
     #[must_use]
     pub fn info(&self) -> NipfsInfo {
         let now = unix_now();
-        NipfsInfo::new(now, now + INFO_FOR, self.0.node.addresses(), None)
+        NipfsInfo::new(now, now + INFO_FOR, self.0.node.addresses(), self.0.node.index())
     }
 
     pub(super) fn node(&self) -> &Node {

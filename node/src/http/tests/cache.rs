@@ -1,6 +1,7 @@
 //! Nix's view: narinfos, NARs, and who may see them.
 
 use super::*;
+use crate::control::protocol::Announced;
 use crate::store::{GcOptions, NarRecord, Op};
 use nipfs_proto::dag::build::Builder;
 
@@ -12,7 +13,11 @@ async fn the_cache_says_what_it_is() {
     assert_eq!(server.get("/plain/nix-cache-info").await.body, info.body);
     assert_eq!(server.get("/health").await.text(), "ok\n");
     let ours = crate::upstream::NipfsInfo::parse(server.get("/nipfs-info").await.text()).unwrap();
-    assert!(ours.expires > ours.sequence);
+    assert!(ours.expires > ours.sequence && ours.index.is_none());
+    let index = Some("bafyindex".to_owned());
+    server.node.set_announced(Announced { index: index.clone(), ..Announced::default() });
+    let ours = crate::upstream::NipfsInfo::parse(server.get("/nipfs-info").await.text()).unwrap();
+    assert_eq!(ours.index, index);
     let status: serde_json::Value = serde_json::from_slice(&server.get("/status").await.body).unwrap();
     assert_eq!(status["peerId"], server.node.peer_id().to_string());
 }
