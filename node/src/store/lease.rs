@@ -7,11 +7,14 @@ use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, Digest};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::RandomState;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
 use tokio::sync::oneshot;
+use zstd::bulk::Compressor;
 
 /// zstd level of blocks at rest: the fastest; higher ones gain little on 256 KiB.
 const LEVEL: i32 = 1;
+/// Compressors that are kept for the next block: they take 64 KiB and more, and leases by the hundred may be open.
+const MAX_IDLE: usize = 2;
 
 /// Everything put or touched under a lease stays until the lease is dropped; a GC that runs at that moment still
 /// spares it. Commit before dropping.
@@ -20,8 +23,6 @@ pub struct Lease {
     store: Store,
     number: u64,
     compresses: bool,
-    /// Made for the first block; without one blocks are stored as they are.
-    compressor: OnceLock<Option<Mutex<zstd::bulk::Compressor<'static>>>>,
 }
 
 /// What [`Lease::put`] did.
@@ -34,7 +35,7 @@ pub struct Put {
 impl Lease {
     pub(super) fn new(store: Store) -> Self {
         let number = lock(&store.0.leases).open();
-        Self { store, number, compresses: true, compressor: OnceLock::new() }
+        Self { store, number, compresses: true }
     }
 
     /// Stores blocks as they are: for bytes that are known not to compress.
@@ -51,9 +52,8 @@ impl Lease {
 
     /// From now on the lease may stand for as long as the node runs: GC counts what it protects among what is kept, without
     /// following its links, and nobody waits for it to end. For when all blocks have been put.
-    pub fn standing(mut self) -> Self {
+    pub fn standing(self) -> Self {
         lock(&self.store.0.leases).stand(self.number);
-        self.compressor = OnceLock::new();
         self.store.0.changed.notify_one();
         self
     }
@@ -155,8 +155,16 @@ impl Lease {
         if !self.compresses {
             return Ok(None);
         }
-        let compressor = self.compressor.get_or_init(|| zstd::bulk::Compressor::new(LEVEL).ok().map(Mutex::new));
-        let packed = compressor.as_ref().and_then(|compressor| lock(compressor).compress(bytes).ok());
+        let compressors = &self.store.0.compressors;
+        let idle = lock(compressors).pop();
+        // Without one blocks are stored as they are.
+        let Some(mut compressor) = idle.or_else(|| Compressor::new(LEVEL).ok()) else { return Ok(None) };
+        let packed = compressor.compress(bytes).ok();
+        let mut idle = lock(compressors);
+        if idle.len() < MAX_IDLE {
+            idle.push(compressor);
+        }
+        drop(idle);
         Ok(packed.filter(|packed| packed.len() <= bytes.len() - bytes.len() / 10))
     }
 }

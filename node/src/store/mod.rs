@@ -71,6 +71,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Notify;
 use trees::Trees;
 use writer::Writer;
+use zstd::bulk::Compressor;
 
 /// How often a read follows a block that GC moves before it gives up.
 const MAX_MOVES: usize = 4;
@@ -121,6 +122,8 @@ struct Inner {
     damaged: Mutex<HashSet<Digest>>,
     changed: Notify,
     trees: Trees,
+    /// Those that no block is being compressed by.
+    compressors: Mutex<Vec<Compressor<'static>>>,
     writer: Writer,
     recovery: Recovery,
     /// Last, so that it is unlocked after the index is closed.

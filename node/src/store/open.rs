@@ -70,6 +70,7 @@ impl Store {
             damaged: Mutex::new(HashSet::new()),
             changed: Notify::new(),
             trees: Trees::new(trees),
+            compressors: Mutex::default(),
             writer: Writer::new("store-writer"),
             recovery,
             _lock: lock,
