@@ -212,7 +212,7 @@ fn newest_roots(cache: &Cache, most: usize) -> Result<Newest, StoreError> {
             more |= push_bounded(&mut newest, most, (path.added_unix, path.store_path.hash_part()));
         }
     }
-    let mut dated = Vec::new();
+    let mut dated = Vec::with_capacity(newest.len());
     for Reverse((added, hash)) in newest {
         if let Some(path) = store.path(&hash)?
             && let Some(root) = cache.root_of(&path)?
@@ -227,10 +227,14 @@ fn newest_roots(cache: &Cache, most: usize) -> Result<Newest, StoreError> {
     }
     dated.extend(pins.into_iter().map(|Reverse(pin)| pin));
     dated.sort_unstable_by_key(|(added, _)| Reverse(*added));
-    let mut seen = HashSet::new();
-    let mut roots = Vec::new();
+    let mut seen = HashSet::with_capacity(dated.len());
+    let mut roots = Vec::with_capacity(dated.len());
     for (_, root) in dated {
-        if seen.insert(root) && is_public(cache, &root)? {
+        // The DHTs know digests only.
+        if let Ok(Some(digest)) = Digest::of_cid(&root)
+            && seen.insert(digest)
+            && store.is_public(&digest)?
+        {
             roots.push(root);
         }
     }
