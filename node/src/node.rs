@@ -22,8 +22,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use tokio::sync::{Notify, OnceCell};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{Notify, OnceCell, watch};
 
 /// What a node is opened with.
 #[derive(Debug, Clone, Default)]
@@ -62,7 +62,7 @@ struct Inner {
     counters: Arc<Counters>,
     /// Woken when something was published.
     published: Notify,
-    announced: Mutex<Option<Announced>>,
+    announced: watch::Sender<Option<Announced>>,
     gc_roots: GcRoots,
 }
 
@@ -91,7 +91,7 @@ impl Node {
             http: OnceLock::new(),
             counters: Arc::new(Counters::default()),
             published: Notify::new(),
-            announced: Mutex::new(None),
+            announced: watch::Sender::default(),
             gc_roots,
         })))
     }
@@ -191,13 +191,19 @@ impl Node {
 
     /// Remembers how announcing goes, for `status`.
     pub fn set_announced(&self, announced: Announced) {
-        *self.0.announced.lock().unwrap_or_else(PoisonError::into_inner) = Some(announced);
+        self.0.announced.send_replace(Some(announced));
+    }
+
+    /// How announcing goes, and when that changes.
+    #[must_use]
+    pub fn announced(&self) -> watch::Receiver<Option<Announced>> {
+        self.0.announced.subscribe()
     }
 
     /// The root of the index of what is published, if one is told.
     #[must_use]
     pub fn index(&self) -> Option<String> {
-        self.0.announced.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.index.clone()
+        self.0.announced.borrow().as_ref()?.index.clone()
     }
 
     /// Bytes of NARs served and fetched since the start.
@@ -293,7 +299,7 @@ impl Node {
             logical_bytes: stats.logical_bytes,
             bytes: self.0.counters.snapshot(),
             serving: self.0.settings.serving,
-            announced: self.0.announced.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            announced: self.0.announced.borrow().clone(),
         })
     }
 

@@ -51,17 +51,17 @@ pub struct Ready {
     pub http: String,
     /// Multiaddrs that end in `/p2p/ID`.
     pub peers: Vec<String>,
-    /// Where the narinfos say which peers to ask: the text of `/nipfs-info`.
-    pub info: String,
 }
 
-/// Runs until SIGTERM or SIGINT. `ready` is called once, when everything listens; `dropped` with the paths that went
-/// because the store was larger than [`Serve::max_size`].
+/// Runs until SIGTERM or SIGINT. `informed` is called with the text of `/nipfs-info`, first when everything listens and
+/// again when it names another index; `ready` once, after that; `dropped` with the paths that went because the store was
+/// larger than [`Serve::max_size`].
 ///
 /// # Errors
 /// `Usage` when an address cannot be listened on, and what [`Node::open`] says.
 pub async fn serve(
     serve: Serve,
+    informed: impl Fn(&str) + Send + 'static,
     ready: impl FnOnce(&Ready) -> Result<(), Failure>,
     dropped: impl Fn(&[StorePath]) + Send + 'static,
 ) -> Result<(), Failure> {
@@ -78,8 +78,8 @@ pub async fn serve(
     node.set_http(address.to_string());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let site = Site::new(node.clone(), serve.upstreams, serve.gateways, serve.trusted_keys, serve.uploads);
-    let info = site.info().to_text();
-    tasks.spawn(http::serve(listener, site, stop.clone()));
+    informed(&site.info().to_text());
+    tasks.spawn(http::serve(listener, site.clone(), stop.clone()));
     let control = crate::control::server::Door::open(&node)
         .map_err(|error| Failure::new(Class::Failed, "cannot make the control socket").because(&error))?;
     tasks.spawn(control.serve(node.clone(), stop.clone()));
@@ -88,8 +88,9 @@ pub async fn serve(
     }
     if node.announces() {
         tasks.spawn(announce(node.clone(), stop.clone()));
+        tasks.spawn(follow_index(site, stop.clone(), informed));
     }
-    ready(&Ready { http: format!("http://{address}"), peers: node.addresses(), info })?;
+    ready(&Ready { http: format!("http://{address}"), peers: node.addresses() })?;
     notify("READY=1");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -103,6 +104,23 @@ pub async fn serve(
     }
     let _ = tokio::time::timeout(CLOSE, node.shutdown()).await;
     Ok(())
+}
+
+/// Says what `/nipfs-info` is whenever it names another index than before, until `stop`.
+async fn follow_index(site: Site, stop: CancellationToken, informed: impl Fn(&str)) {
+    let mut announced = site.node().announced();
+    let mut last = None;
+    loop {
+        let index = announced.borrow_and_update().as_ref().and_then(|announced| announced.index.clone());
+        if index != last {
+            informed(&site.info().to_text());
+            last = index;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = announced.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
@@ -120,5 +138,36 @@ fn notify(state: &str) {
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         tracing::warn!("systemd was not told {state}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::Announced;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn what_the_cache_says_of_itself_is_said_again_with_each_other_index() {
+        let state = tempfile::tempdir().unwrap();
+        let node = Node::open(Settings { state: state.path().to_owned(), ..Settings::default() }).await.unwrap();
+        let site = Site::new(node.clone(), Vec::new(), Vec::new(), TrustedKeys::default(), None);
+        let (texts, said) = mpsc::channel();
+        let stop = CancellationToken::new();
+        let informed = move |text: &str| texts.send(text.to_owned()).unwrap();
+        let following = tokio::spawn(follow_index(site, stop.clone(), informed));
+        let announce = async |index: Option<&str>| {
+            node.set_announced(Announced { index: index.map(str::to_owned), ..Announced::default() });
+            // The one other task of this thread runs until it waits again.
+            tokio::task::yield_now().await;
+        };
+        for index in [None, Some("bafyone"), Some("bafyone"), Some("bafytwo"), None] {
+            announce(index).await;
+        }
+        stop.cancel();
+        following.await.unwrap();
+        let said: Vec<_> = said.iter().collect();
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert!(said[0].contains("bafyone") && said[1].contains("bafytwo") && !said[2].contains("index"));
     }
 }

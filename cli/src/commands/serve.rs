@@ -30,12 +30,14 @@ impl fmt::Display for Line {
 
 /// Runs the verb. It listens for signals itself: a signal is how it ends well.
 pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), Stop> {
-    let ready = |ready: &Ready| {
-        let directory = &settings.cache.value;
-        let info = || cache::write(&directory.join("nipfs-info"), ready.info.as_bytes());
-        if let Err(failure) = cache::renew_info(directory).and_then(|()| info()) {
-            printer.warning(failure);
+    let directory = settings.cache.value.clone();
+    let informed = move |info: &str| {
+        let write = || cache::write(&directory.join("nipfs-info"), info.as_bytes());
+        if let Err(failure) = cache::renew_info(&directory).and_then(|()| write()) {
+            tracing::warn!("{failure}");
         }
+    };
+    let ready = |ready: &Ready| {
         let peer = ready.peers.first().cloned().unwrap_or_default();
         match printer.item(&Line { ready: true, http: ready.http.clone(), peer }) {
             Err(Stop::Failed(failure)) => Err(failure),
@@ -51,7 +53,7 @@ pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), St
             }
         }
     };
-    Ok(serve(service(settings)?, ready, dropped).await?)
+    Ok(serve(service(settings)?, informed, ready, dropped).await?)
 }
 
 /// What the settings say of a node that a verb opens for itself. It finds peers as the profile says; nobody finds it, for

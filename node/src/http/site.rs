@@ -79,7 +79,7 @@ impl Site {
         NipfsInfo::new(now, now + INFO_FOR, self.0.node.addresses(), self.0.node.index())
     }
 
-    pub(super) fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         &self.0.node
     }
 
