@@ -56,7 +56,7 @@ pub async fn fetch(node: &Node, request: Fetch, events: &Events) -> Result<Done,
         let places = places(node, &whom, events).await?;
         Ok(Getter { node: node.clone(), places, events: events.clone(), keys: keys.clone(), data })
     };
-    let mut ahead = Ahead::new(node.store().lease());
+    let mut ahead = Ahead::new(node.store().clone());
     let (mut closure, getter) = Box::pin(prepare(narinfos, places, &mut ahead)).await?;
     let (mut turns, order) = Turns::new(&mut closure);
     let (small, large): (Vec<_>, Vec<_>) = order.into_iter().partition(|id| closure.get(*id).is_some_and(is_small));

@@ -2,13 +2,13 @@
 //!
 //! Those in work are bounded, in number and in bytes. Of those that are here a few bytes are kept in memory until their
 //! turn, for as many paths as a closure may have at most: they wait for what they refer to, so that bounding them could
-//! stop everything. One lease keeps the blocks of all of them here, until the fetch ends.
+//! stop everything. A lease keeps the blocks of up to [`TOGETHER`] of them here, until the last of these had its turn.
 
 use super::Getter;
 use super::closure::{Closure, Known, PathId};
 use crate::control::protocol::{Class, Failure, SourceBytes};
 use crate::jobs::obtain::Obtained;
-use crate::store::Lease;
+use crate::store::{Lease, Store};
 use nipfs_proto::Cid;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,6 +24,9 @@ const MIN_COST: u32 = BYTES_AHEAD / 64;
 /// Paths in work, and those that are next.
 const PATHS_AHEAD: usize = 2 * 64;
 
+/// Paths that share a lease: one each would cost more memory than all else that is kept of them.
+const TOGETHER: usize = 256;
+
 /// Whether a NAR is got ahead of its turn.
 pub(super) fn is_small(known: &Known) -> bool {
     known.nar_size <= SMALL
@@ -37,8 +40,11 @@ pub(super) struct Ahead {
     /// Bytes that may be in work.
     window: Arc<Semaphore>,
     paths: Vec<Early>,
-    /// Keeps what is here.
-    lease: Lease,
+    store: Store,
+    /// What those that come next leave their blocks to.
+    lease: Arc<Lease>,
+    /// How many came.
+    arrived: usize,
 }
 
 /// Where a path is.
@@ -61,6 +67,8 @@ pub(super) struct Arrived {
     root: Box<[u8]>,
     pub(super) bytes: SourceBytes,
     pub(super) source: &'static str,
+    /// Keeps GC away from its blocks, and from those of others.
+    _lease: Arc<Lease>,
 }
 
 impl Arrived {
@@ -71,10 +79,11 @@ impl Arrived {
 }
 
 impl Ahead {
-    /// Nothing yet. The lease shall protect nothing else.
-    pub(super) fn new(lease: Lease) -> Self {
+    /// Nothing yet.
+    pub(super) fn new(store: Store) -> Self {
         let window = Arc::new(Semaphore::new(BYTES_AHEAD as usize));
-        Self { waiting: VecDeque::new(), work: JoinSet::new(), window, paths: Vec::new(), lease }
+        let lease = Arc::new(store.lease());
+        Self { waiting: VecDeque::new(), work: JoinSet::new(), window, paths: Vec::new(), store, lease, arrived: 0 }
     }
 
     /// Will get this one, after those that wait already.
@@ -121,10 +130,15 @@ impl Ahead {
         let (id, obtained) = joined.map_err(|error| Failure::from_error(Class::Failed, &error))?;
         let early = match obtained {
             Ok(Obtained { root, bytes, source, lease }) => {
+                self.arrived += 1;
+                if self.arrived.is_multiple_of(TOGETHER) {
+                    self.lease = Arc::new(self.store.lease());
+                }
                 if let Some(lease) = lease {
                     self.lease.take_over(&lease);
                 }
-                Early::Here(Box::new(Arrived { root: root.to_bytes().into(), bytes, source }))
+                let _lease = self.lease.clone();
+                Early::Here(Box::new(Arrived { root: root.to_bytes().into(), bytes, source, _lease }))
             }
             Err(failure) => Early::Failed(Box::new(failure)),
         };
@@ -150,5 +164,44 @@ impl Ahead {
             Early::Failed(failure) => Some(Err(*failure)),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::GcOptions;
+    use nipfs_proto::block::{Block, RAW};
+
+    #[tokio::test]
+    async fn blocks_of_early_nars_stay_until_all_who_share_their_lease_had_their_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut ahead = Ahead::new(store.clone());
+        let held = || store.stats().unwrap().blocks;
+        let all = 2 * TOGETHER;
+        for index in 0..all {
+            let lease = Arc::new(store.lease());
+            let block = Block::v1(RAW, index.to_le_bytes().to_vec().into()).unwrap();
+            lease.put(&block).unwrap();
+            let obtained =
+                Obtained { root: *block.cid(), bytes: SourceBytes::default(), source: "http", lease: Some(lease) };
+            ahead.work.spawn(async move { (PathId::at(index), Ok(obtained)) });
+            assert_eq!(ahead.next().await.unwrap(), Some(PathId::at(index)));
+        }
+        // The first lease was left when the last of them came.
+        let first = TOGETHER - 1;
+        for index in 0..first {
+            if index % 64 == 0 {
+                store.gc(&GcOptions::default()).unwrap();
+                assert_eq!(held(), all as u64, "{index} had their turn");
+            }
+            drop(ahead.take(PathId::at(index)).unwrap().unwrap());
+        }
+        store.gc(&GcOptions::default()).unwrap();
+        assert_eq!(held(), (all - first) as u64);
+        drop(ahead);
+        store.gc(&GcOptions::default()).unwrap();
+        assert_eq!(held(), 0);
     }
 }
