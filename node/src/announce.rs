@@ -4,8 +4,9 @@
 //! Only roots, of what is published now and whose blocks are here: whether a root is, is looked up right before it is
 //! told. What is unpublished is told no more, and the DHTs forget it within two days. Of more than [`MAX_ROOTS`] roots the
 //! newest are told, for each costs a walk through the DHT, and before them the root of an [`index`] of all. The index is
-//! made anew when its root would be told again, so it costs one telling, and what was unpublished meanwhile still stands in
-//! it, as a name that leads to nothing here.
+//! made anew when its root would be told again or a third of the paths are not in it, so its blocks are not written with each
+//! publish. What was unpublished meanwhile still stands in it, as a name that leads to nothing here; the blocks of the one
+//! before go with the next GC.
 
 mod index;
 mod ledger;
@@ -58,7 +59,7 @@ async fn run(node: &Node, most: usize) {
     let (mut indexing, mut announced) = (Indexing::default(), Announced::default());
     let mut pause = FIRST_PAUSE;
     loop {
-        let Newest { mut roots, more } = match look(node, move |cache| newest_roots(cache, most)).await {
+        let Newest { mut roots, paths, more } = match look(node, move |cache| newest_roots(cache, most)).await {
             Ok(newest) => newest,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot tell what is published");
@@ -66,7 +67,7 @@ async fn run(node: &Node, most: usize) {
                 continue;
             }
         };
-        let index = indexing.index(node, more).await;
+        let index = indexing.index(node, more.then_some(paths)).await;
         roots.splice(..0, index);
         ledger.keep_only(&roots);
         announced.roots = roots.len() as u64;
@@ -110,26 +111,29 @@ async fn run(node: &Node, most: usize) {
 /// The index while there is more than can be told.
 #[derive(Default)]
 struct Indexing {
-    /// With when it was made, in seconds since 1970.
-    index: Option<(Index, u64)>,
+    /// With when it was made, in seconds since 1970, and how many paths there were.
+    index: Option<(Index, u64, usize)>,
     /// When making it failed last.
     failed: Option<Instant>,
 }
 
 impl Indexing {
-    /// The root of the index, if there is more than is told: made when there is none or it has become old. One that is old
-    /// stands until there is another.
-    async fn index(&mut self, node: &Node, more: bool) -> Option<Cid> {
-        let now = unix_now();
-        if !more {
+    /// The root of the index, if there is more than is told: so many `paths`. It is made when there is none, or it has become
+    /// old, or a third of the paths are not in it. One that is old stands until there is another.
+    async fn index(&mut self, node: &Node, paths: Option<usize>) -> Option<Cid> {
+        let Some(paths) = paths else {
             self.index = None;
-        } else if self.index.as_ref().is_none_or(|(_, made)| is_due(*made, now))
+            return None;
+        };
+        let now = unix_now();
+        let is_old = |made, then| is_due(made, now) || paths / 3 > then / 2;
+        if self.index.as_ref().is_none_or(|(_, made, then)| is_old(*made, *then))
             && self.failed.is_none_or(|failed| failed.elapsed() >= LOOK)
         {
             match look(node, Index::make).await {
                 Ok(index) => {
                     tracing::info!(root = %index.root, "an index of what is published stands");
-                    (self.index, self.failed) = (Some((index, now)), None);
+                    (self.index, self.failed) = (Some((index, now, paths)), None);
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -140,7 +144,7 @@ impl Indexing {
                 }
             }
         }
-        self.index.as_ref().map(|(index, _)| index.root)
+        self.index.as_ref().map(|(index, ..)| index.root)
     }
 }
 
@@ -198,17 +202,20 @@ fn may_be_told(cache: &Cache, path: &PathRecord) -> bool {
 struct Newest {
     /// The newest first, each once.
     roots: Vec<Cid>,
-    /// Whether there may be others.
+    /// How many paths there are.
+    paths: usize,
+    /// Whether there may be other roots.
     more: bool,
 }
 
 /// The roots of what is published and here, at most so many.
 fn newest_roots(cache: &Cache, most: usize) -> Result<Newest, StoreError> {
     let store = cache.store();
-    let (mut newest, mut more) = (BinaryHeap::new(), false);
+    let (mut newest, mut paths, mut more) = (BinaryHeap::new(), 0, false);
     for path in store.paths() {
         let path = path?;
         if may_be_told(cache, &path) {
+            paths += 1;
             more |= push_bounded(&mut newest, most, (path.added_unix, path.store_path.hash_part()));
         }
     }
@@ -240,7 +247,7 @@ fn newest_roots(cache: &Cache, most: usize) -> Result<Newest, StoreError> {
     }
     more |= roots.len() > most;
     roots.truncate(most);
-    Ok(Newest { roots, more })
+    Ok(Newest { roots, paths, more })
 }
 
 /// Keeps the `most` largest. Whether one had to go.

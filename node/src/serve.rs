@@ -54,14 +54,14 @@ pub struct Ready {
 }
 
 /// Runs until SIGTERM or SIGINT. `informed` is called with the text of `/nipfs-info`, first when everything listens and
-/// again when it names another index; `ready` once, after that; `dropped` with the paths that went because the store was
+/// again when it names another index, until it could take that; `ready` once, after the first; `dropped` with the paths that went because the store was
 /// larger than [`Serve::max_size`].
 ///
 /// # Errors
 /// `Usage` when an address cannot be listened on, and what [`Node::open`] says.
 pub async fn serve(
     serve: Serve,
-    informed: impl Fn(&str) + Send + 'static,
+    informed: impl Fn(&str) -> Result<(), Failure> + Send + 'static,
     ready: impl FnOnce(&Ready) -> Result<(), Failure>,
     dropped: impl Fn(&[StorePath]) + Send + 'static,
 ) -> Result<(), Failure> {
@@ -78,7 +78,7 @@ pub async fn serve(
     node.set_http(address.to_string());
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let site = Site::new(node.clone(), serve.upstreams, serve.gateways, serve.trusted_keys, serve.uploads);
-    informed(&site.info().to_text());
+    inform(&site, &informed);
     tasks.spawn(http::serve(listener, site.clone(), stop.clone()));
     let control = crate::control::server::Door::open(&node)
         .map_err(|error| Failure::new(Class::Failed, "cannot make the control socket").because(&error))?;
@@ -106,14 +106,22 @@ pub async fn serve(
     Ok(())
 }
 
+fn inform(site: &Site, informed: impl Fn(&str) -> Result<(), Failure>) -> bool {
+    let said = informed(&site.info().to_text());
+    if let Err(failure) = &said {
+        tracing::warn!("{failure}");
+    }
+    said.is_ok()
+}
+
 /// Says what `/nipfs-info` is whenever it names another index than before, until `stop`.
-async fn follow_index(site: Site, stop: CancellationToken, informed: impl Fn(&str)) {
+async fn follow_index(site: Site, stop: CancellationToken, informed: impl Fn(&str) -> Result<(), Failure>) {
     let mut announced = site.node().announced();
     let mut last = None;
     loop {
         let index = announced.borrow_and_update().as_ref().and_then(|announced| announced.index.clone());
-        if index != last {
-            informed(&site.info().to_text());
+        // After a failure the next round of the announcer is another try.
+        if index != last && inform(&site, &informed) {
             last = index;
         }
         tokio::select! {
@@ -145,16 +153,22 @@ fn notify(state: &str) {
 mod tests {
     use super::*;
     use crate::control::protocol::Announced;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
 
     #[tokio::test]
-    async fn what_the_cache_says_of_itself_is_said_again_with_each_other_index() {
+    async fn what_the_cache_says_of_itself_is_said_again_with_each_other_index_until_it_is_taken() {
         let state = tempfile::tempdir().unwrap();
         let node = Node::open(Settings { state: state.path().to_owned(), ..Settings::default() }).await.unwrap();
         let site = Site::new(node.clone(), Vec::new(), Vec::new(), TrustedKeys::default(), None);
         let (texts, said) = mpsc::channel();
         let stop = CancellationToken::new();
-        let informed = move |text: &str| texts.send(text.to_owned()).unwrap();
+        let failed = AtomicBool::new(false);
+        let informed = move |text: &str| {
+            texts.send(text.to_owned()).unwrap();
+            let fails = text.contains("bafyone") && !failed.swap(true, Ordering::Relaxed);
+            if fails { Err(Failure::new(Class::NoSpace, "full")) } else { Ok(()) }
+        };
         let following = tokio::spawn(follow_index(site, stop.clone(), informed));
         let announce = async |index: Option<&str>| {
             node.set_announced(Announced { index: index.map(str::to_owned), ..Announced::default() });
@@ -167,7 +181,8 @@ mod tests {
         stop.cancel();
         following.await.unwrap();
         let said: Vec<_> = said.iter().collect();
-        assert_eq!(said.len(), 3, "{said:?}");
-        assert!(said[0].contains("bafyone") && said[1].contains("bafytwo") && !said[2].contains("index"));
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert!(said[..2].iter().all(|text| text.contains("bafyone")));
+        assert!(said[2].contains("bafytwo") && !said[3].contains("index"));
     }
 }

@@ -32,10 +32,8 @@ impl fmt::Display for Line {
 pub(crate) async fn run(settings: &Settings, printer: &Printer) -> Result<(), Stop> {
     let directory = settings.cache.value.clone();
     let informed = move |info: &str| {
-        let write = || cache::write(&directory.join("nipfs-info"), info.as_bytes());
-        if let Err(failure) = cache::renew_info(&directory).and_then(|()| write()) {
-            tracing::warn!("{failure}");
-        }
+        cache::renew_info(&directory)?;
+        cache::write(&directory.join("nipfs-info"), info.as_bytes())
     };
     let ready = |ready: &Ready| {
         let peer = ready.peers.first().cloned().unwrap_or_default();
