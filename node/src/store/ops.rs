@@ -197,9 +197,9 @@ row!(CidPin, wire::Pin);
 impl Row for PathRecord {
     fn to_row(&self) -> Vec<u8> {
         let mut path = wire::Path::from(self);
-        path.packed = packed::pack(&path.narinfo);
-        if path.packed.is_some() {
+        if let Some(packed) = packed::pack(&path.narinfo) {
             path.narinfo.clear();
+            path.packed = Some(wire::Packed { store_path: std::mem::take(&mut path.store_path), ..packed });
         }
         path.encode_to_vec()
     }
@@ -208,6 +208,7 @@ impl Row for PathRecord {
         let mut path = wire::Path::decode(bytes).ok()?;
         if let Some(packed) = path.packed.take() {
             path.narinfo = packed::unpack(&packed)?;
+            path.store_path = packed.store_path;
         }
         path.try_into().ok()
     }

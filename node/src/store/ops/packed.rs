@@ -23,7 +23,7 @@ static DECOMPRESSOR: LazyLock<Option<Mutex<Decompressor<'static>>>> =
 pub(super) fn pack(narinfo: &[u8]) -> Option<Packed> {
     let length = u32::try_from(narinfo.len()).ok().filter(|length| *length as usize <= MAX_NARINFO)?;
     let frame = lock(COMPRESSOR.as_ref()?).compress(narinfo).ok()?;
-    (frame.len() < narinfo.len()).then(|| Packed { length, frame: frame.into() })
+    (frame.len() < narinfo.len()).then(|| Packed { length, frame: frame.into(), ..Packed::default() })
 }
 
 /// The narinfo again; `None` when the frame is damaged.

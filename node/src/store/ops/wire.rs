@@ -82,7 +82,7 @@ pub(super) struct Path {
     pub(super) added_unix: u64,
     #[prost(enumeration = "Keep", tag = "8")]
     pub(super) keep: i32,
-    /// In rows of the index, in place of the narinfo.
+    /// In rows of the index, in place of path and narinfo.
     #[prost(message, optional, tag = "9")]
     pub(super) packed: Option<Packed>,
 }
@@ -94,6 +94,9 @@ pub(super) struct Packed {
     pub(super) length: u32,
     #[prost(bytes = "bytes", tag = "2")]
     pub(super) frame: Bytes,
+    /// Here, so that a version which does not know this message finds no path, and makes the index anew.
+    #[prost(string, tag = "3")]
+    pub(super) store_path: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
