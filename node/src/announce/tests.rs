@@ -6,10 +6,12 @@ use crate::dag::read::{Sources, block};
 use crate::network::{BlockSource, Config, Keypair, Network, PeerId, Profile, Session};
 use crate::node::Settings;
 use crate::store::{CidPin, GcOptions, Keep, NarRecord, Op, PathRecord, Store};
+use futures::FutureExt as _;
 use nipfs_proto::block::{Block, RAW};
 use nipfs_proto::dag::unixfs::{Entity, Lookup};
 use nipfs_proto::nix::NarHash;
 use nipfs_proto::nix::store_path::StorePath;
+use std::future::ready;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -112,7 +114,7 @@ async fn what_is_published_is_found_and_told_once_and_what_is_not_never() {
     let finds = async |cid| {
         let session = seeker.session(Vec::new());
         session.want(cid).await.is_ok()
-            || session.search(cid, std::future::ready(Vec::new())).await && session.want(cid).await.is_ok()
+            || session.search(cid, ready(Vec::new())).await && session.want(cid).await.is_ok()
     };
     // The seeker may still be on its way into the table.
     let begun = Instant::now();
@@ -182,7 +184,11 @@ async fn an_old_root_that_is_not_told_itself_is_found_by_the_index() {
     let store = Store::open(own.path()).unwrap();
     let get = async |indexes: &[Cid], root| {
         let session = Arc::new(seeker.session(vec![PeerId::random()]));
-        let sources = Sources { session: Some(session), indexes: indexes.into(), ..Sources::local(store.clone()) };
+        let sources = Sources {
+            session: Some(session),
+            indexes: Some(ready(Arc::from(indexes)).boxed().shared()),
+            ..Sources::local(store.clone())
+        };
         block(&sources, root, root).await
     };
     // The seeker may still be on its way into the table.
@@ -247,26 +253,30 @@ async fn an_index_stands_though_more_is_published_and_is_the_same_after_a_restar
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_is_made_anew_when_it_is_old_and_a_failure_leaves_what_stands() {
+async fn an_index_is_made_anew_when_it_is_old_or_lacks_much_and_a_failure_leaves_what_stands() {
     let state = tempfile::tempdir().unwrap();
     let nobody = network(Vec::new()).await;
     let announcer = Announcer::start(state.path(), &nobody).await;
     let node = &announcer.node;
     let mut indexing = Indexing::default();
-    assert_eq!(indexing.index(node, false).await, None);
+    assert_eq!(indexing.index(node, None).await, None);
     announcer.publish_path(1).await;
-    let first = indexing.index(node, true).await.unwrap();
+    let first = indexing.index(node, Some(6)).await.unwrap();
     announcer.publish_path(2).await;
-    assert_eq!(indexing.index(node, true).await, Some(first));
+    assert_eq!(indexing.index(node, Some(6)).await, Some(first));
     indexing.index.as_mut().unwrap().1 = 0;
     indexing.failed = Some(Instant::now());
-    assert_eq!(indexing.index(node, true).await, Some(first));
+    assert_eq!(indexing.index(node, Some(6)).await, Some(first));
     indexing.failed = None;
-    let second = indexing.index(node, true).await.unwrap();
+    let second = indexing.index(node, Some(6)).await.unwrap();
     assert_ne!(second, first);
+    announcer.publish_path(3).await;
+    assert_eq!(indexing.index(node, Some(8)).await, Some(second));
+    let third = indexing.index(node, Some(12)).await.unwrap();
+    assert_ne!(third, second);
     let is_public = |root| is_public(node.cache(), &root).unwrap();
-    assert_eq!((is_public(first), is_public(second)), (false, true));
-    assert_eq!(indexing.index(node, false).await, None);
-    assert!(!is_public(second));
+    assert_eq!((is_public(second), is_public(third)), (false, true));
+    assert_eq!(indexing.index(node, None).await, None);
+    assert!(!is_public(third));
     announcer.end().await;
 }

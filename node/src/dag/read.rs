@@ -18,9 +18,9 @@ use crate::store::{Lease, Store, StoreError};
 use crate::upstream::{Car, Gateway, Router};
 use bytes::Bytes;
 use cars::Cars;
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
-use futures::stream::{FuturesUnordered, Stream, StreamExt, try_unfold};
+use futures::future::{BoxFuture, Shared, join_all};
+use futures::stream::{FuturesUnordered, Stream, StreamExt, once, select, try_unfold};
+use futures::{FutureExt, pin_mut};
 use nipfs_proto::Cid;
 use nipfs_proto::block::{Block, DAG_PB, Digest};
 use nipfs_proto::dag::walk::{FileWalk, WalkError};
@@ -54,16 +54,19 @@ pub struct Sources {
     /// Asked who else may have a DAG, when no peer of the session has it.
     pub routers: Arc<[Router]>,
     /// Roots of indexes of what is looked for: whoever has one is asked then, too.
-    pub indexes: Arc<[Cid]>,
+    pub indexes: Option<Indexes>,
     /// Trustless gateways, asked for what no peer has: for the rest of a file at once where that pays.
     pub gateways: Arc<[Gateway]>,
 }
+
+/// Roots of indexes, once caches have named them.
+pub type Indexes = Shared<BoxFuture<'static, Arc<[Cid]>>>;
 
 impl Sources {
     /// Only the store.
     #[must_use]
     pub fn local(store: Store) -> Self {
-        Self { store, lease: None, session: None, routers: Arc::new([]), indexes: Arc::new([]), gateways: Arc::new([]) }
+        Self { store, lease: None, session: None, routers: Arc::new([]), indexes: None, gateways: Arc::new([]) }
     }
 
     fn is_near(&self) -> bool {
@@ -369,19 +372,10 @@ async fn obtain(
     let Some(session) = &sources.session else { return Ok(None) };
     let mut asked = Instant::now();
     let mut answer = session.want(cid).await;
-    if is_missing(&answer) {
-        let hints = |cid| providers(Arc::clone(&sources.routers), cid);
-        let searches = sources.indexes.iter().map(|index| session.search_index(*index, hints(*index)).boxed());
-        let searches = searches.chain([session.search(root, hints(root)).boxed()]);
-        let mut searches: FuturesUnordered<_> = searches.collect();
-        while is_missing(&answer)
-            && let Some(found) = searches.next().await
-        {
-            if found {
-                asked = Instant::now();
-                answer = session.want(cid).await;
-            }
-        }
+    if is_missing(&answer)
+        && let Some(later) = Box::pin(ask_more(sources, session, root, cid)).await
+    {
+        (answer, asked) = later;
     }
     let waited = asked.elapsed();
     match answer {
@@ -392,6 +386,38 @@ async fn obtain(
         Err(WantError::Missing(_)) => Ok(None),
         Err(_) => Err(ReadError::Stopped { root }),
     }
+}
+
+/// What a peer of the session says to a want.
+type Answer = Result<(Block, PeerId), WantError>;
+
+/// Looks for peers beyond those of the session, and asks them for a block: the last answer, and when they were asked. `None`
+/// when nobody was found.
+async fn ask_more(sources: &Sources, session: &Session, root: Cid, cid: Cid) -> Option<(Answer, Instant)> {
+    let hints = |cid| providers(Arc::clone(&sources.routers), cid);
+    let by_index = async {
+        let indexes = match &sources.indexes {
+            Some(indexes) => indexes.clone().await,
+            None => Arc::new([]),
+        };
+        indexes.iter().map(|index| session.search_index(*index, hints(*index))).collect::<FuturesUnordered<_>>()
+    };
+    let searches = select(by_index.flatten_stream(), once(session.search(root, hints(root))));
+    pin_mut!(searches);
+    let mut brought = false;
+    while let Some(found) = searches.next().await {
+        if found {
+            let asked = Instant::now();
+            let answer = session.want(cid).await;
+            if !is_missing(&answer) {
+                return Some((answer, asked));
+            }
+            brought = true;
+        }
+    }
+    // A search tells of the first who joined: others may have by now.
+    let asked = Instant::now();
+    if brought { Some((session.want(cid).await, asked)) } else { None }
 }
 
 /// One block, from the store.
@@ -436,7 +462,7 @@ async fn keep(sources: &Sources, root: Cid, block: Block) -> Result<Block, ReadE
     Ok(block)
 }
 
-fn is_missing(answer: &Result<(Block, PeerId), WantError>) -> bool {
+fn is_missing(answer: &Answer) -> bool {
     matches!(answer, Err(WantError::Missing(_)))
 }
 

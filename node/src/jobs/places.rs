@@ -15,6 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use libp2p::{Multiaddr, PeerId};
 use nipfs_proto::Cid;
 use nipfs_proto::block::Digest;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -45,7 +46,8 @@ pub(crate) struct Whom<'a> {
 pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Result<Places, Failure> {
     let named = whom.peers.iter().map(|peer| parse_peer(peer)).collect::<Result<Vec<_>, _>>()?;
     let gateways = whom.gateways.iter().map(|url| Gateway::new(url)).collect::<Result<Vec<_>, _>>()?;
-    let (connected, indexes) = connect(node, &named, whom.caches, events).await?;
+    let hinted = hinted(whom.caches.to_vec()).boxed().shared();
+    let connected = connect(node, &named, hinted.clone(), events).await?;
     let mut names: Vec<String> = connected.iter().map(ToString::to_string).collect();
     names.extend(gateways.iter().map(ToString::to_string));
     // Without a peer that answered, asking would only wait.
@@ -59,27 +61,28 @@ pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Res
         lease: None,
         session: session.map(Into::into),
         routers: node.routers(),
-        indexes: indexes.into(),
+        // Whoever needs them waits for them then.
+        indexes: Some(hinted.map(|hints| hints.indexes).boxed().shared()),
         gateways: gateways.into(),
     };
     Ok(Places { blocks, upstream: None, peers })
 }
 
-/// The peers that could be reached, in the order in which they were, and the indexes that caches named meanwhile.
+/// The peers that could be reached, in the order in which they were.
 async fn connect(
     node: &Node,
     named: &[Multiaddr],
-    caches: &[Upstream],
+    hinted: impl Future<Output = Hints>,
     events: &Events,
-) -> Result<(Vec<PeerId>, Vec<Cid>), Failure> {
+) -> Result<Vec<PeerId>, Failure> {
     let dial = |address: Multiaddr| async move {
         let network = node.network().await?;
         network.connect(address).await.map_err(Failure::from)
     };
     let mut waiting: FuturesUnordered<_> = named.iter().cloned().map(|address| dial(address).boxed()).collect();
     let mut hints = FuturesUnordered::new();
-    let mut asked = FuturesUnordered::from_iter([hinted(caches)]);
-    let (mut connected, mut indexes) = (Vec::new(), Vec::new());
+    let mut asked = FuturesUnordered::from_iter([hinted]);
+    let mut connected = Vec::new();
     let mut until = None;
     while !(waiting.is_empty() && hints.is_empty() && asked.is_empty()) {
         if until.is_none() && waiting.is_empty() && !connected.is_empty() {
@@ -88,9 +91,9 @@ async fn connect(
         let result = tokio::select! {
             Some(result) = waiting.next() => result,
             Some(result) = hints.next() => result,
-            Some((found, named_indexes)) = asked.next() => {
-                indexes = named_indexes;
-                hints.extend(found.into_iter().filter(|address| !named.contains(address)).map(|address| dial(address).boxed()));
+            Some(Hints { peers, .. }) = asked.next() => {
+                let found = peers.iter().filter(|address| !named.contains(address));
+                hints.extend(found.map(|address| dial(address.clone()).boxed()));
                 continue;
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
@@ -101,17 +104,22 @@ async fn connect(
             Err(failure) => events.note(failure.to_string()).await?,
         }
     }
-    Ok((connected, indexes))
+    Ok(connected)
 }
 
-/// The peers and the indexes that the caches name in `/nipfs-info`.
-async fn hinted(caches: &[Upstream]) -> (Vec<Multiaddr>, Vec<Cid>) {
+/// What caches name in `/nipfs-info`.
+#[derive(Debug, Clone)]
+struct Hints {
+    peers: Arc<[Multiaddr]>,
+    indexes: Arc<[Cid]>,
+}
+
+async fn hinted(caches: Vec<Upstream>) -> Hints {
     let infos = futures::future::join_all(caches.iter().map(|cache| cache.nipfs_info(INFO_DEADLINE))).await;
     let infos: Vec<_> = infos.into_iter().filter_map(|info| info.ok().flatten()).collect();
     let indexes = infos.iter().filter_map(|info| info.index.as_ref()?.parse().ok()).filter(is_block);
-    let indexes = indexes.take(MAX_INDEXES).collect();
-    let hints = infos.into_iter().flat_map(|info| info.peers);
-    (hints.take(MAX_HINTS).filter_map(|hint| parse_peer(&hint).ok()).collect(), indexes)
+    let peers = infos.iter().flat_map(|info| &info.peers).take(MAX_HINTS).filter_map(|hint| parse_peer(hint).ok());
+    Hints { peers: peers.collect(), indexes: indexes.take(MAX_INDEXES).collect() }
 }
 
 /// Whether somebody may provide it.

@@ -168,7 +168,7 @@ async fn who_has_what_nobody_tells_of_is_found_by_the_index_that_a_cache_names()
     let get = async |caches: &[Upstream]| {
         let whom = Whom { peers: &peers, caches, ..Whom::default() };
         let sources = places(&node, &whom, &events).await.unwrap().blocks;
-        assert_eq!(sources.indexes[..], [index][..caches.len().min(1)]);
+        assert_eq!(sources.indexes.clone().unwrap().await[..], [index][..caches.len().min(1)]);
         block(&sources, *old.cid(), *old.cid()).await
     };
     assert!(get(&[]).await.is_err());

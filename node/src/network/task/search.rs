@@ -81,7 +81,7 @@ impl Searches {
         self.open.iter().filter_map(|search| Some((search.id, search.root?))).collect()
     }
 
-    /// Ends the searches that wait for nobody, or have waited long enough. The queries that are needless then.
+    /// Ends the searches that wait for nobody, have waited long enough, or are not waited for. The queries that are needless then.
     fn sweep(&mut self, now: Instant) -> Vec<(Scope, QueryId)> {
         let mut needless = Vec::new();
         self.open.retain_mut(|search| {
@@ -90,7 +90,9 @@ impl Searches {
             }
             let is_early = search.root.is_some() && search.asked.is_empty() && now < self.young;
             let has_hope = is_early || !(search.dials.is_empty() && search.queries.is_empty());
-            let waits = has_hope && now < search.deadline;
+            // Who asked may have found it elsewhere.
+            let is_wanted = search.reply.as_ref().is_none_or(|reply| !reply.is_closed());
+            let waits = is_wanted && has_hope && now < search.deadline;
             if !waits {
                 search.answer(false);
                 needless.extend(search.queries.drain());
@@ -120,6 +122,9 @@ impl Task {
     }
 
     fn begin(&mut self, session: SessionId, root: Option<Cid>, reply: Reply<bool>) -> Option<u64> {
+        if self.searches.open.len() >= MAX_SEARCHES {
+            self.sweep_searches();
+        }
         if self.searches.open.len() >= MAX_SEARCHES {
             // Who asked may have gone.
             _ = reply.send(false);

@@ -1,6 +1,7 @@
 //! Nodes that find each other through the table of the local network, over loopback.
 
 use super::*;
+use futures::FutureExt as _;
 use std::future::{Ready, ready};
 use std::time::Instant;
 
@@ -116,6 +117,21 @@ async fn a_private_node_searches_nowhere() {
     let server = node(BlockSource::empty()).await;
     let client = client_of(&[&server]).await;
     assert!(!client.session(Vec::new()).search(*root.cid(), nobody()).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_that_nobody_waits_for_leave_their_places_to_others() {
+    let roots = blocks(40, 100);
+    let provider = node(Shelf::of(&roots).source()).await;
+    // It is young and knows no table, so it would wait for one.
+    let seeker = public(BlockSource::empty(), &[]).await;
+    let session = seeker.session(vec![PeerId::random()]);
+    let (last, others) = roots.split_last().unwrap();
+    for root in others {
+        assert_eq!(session.search(*root.cid(), nobody()).now_or_never(), None);
+    }
+    let hints = ready(vec![(provider.peer_id(), provider.listeners())]);
+    assert!(timeout(LONG, session.search(*last.cid(), hints)).await.unwrap());
 }
 
 #[tokio::test]
