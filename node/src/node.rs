@@ -168,8 +168,14 @@ impl Node {
     /// Whether a session that names no peer may have some to ask: those that are configured, or can be found.
     #[must_use]
     pub fn has_peers(&self) -> bool {
-        let Settings { peers, profile, routers, .. } = &self.0.settings;
-        !peers.is_empty() || profile.finds_peers() || !routers.is_empty()
+        !self.0.settings.peers.is_empty() || self.finds_peers()
+    }
+
+    /// Whether peers can be found that nobody named.
+    #[must_use]
+    pub fn finds_peers(&self) -> bool {
+        let Settings { profile, routers, .. } = &self.0.settings;
+        profile.finds_peers() || !routers.is_empty()
     }
 
     /// Who is asked for providers.

@@ -61,8 +61,8 @@ pub(crate) async fn places(node: &Node, whom: &Whom<'_>, events: &Events) -> Res
         lease: None,
         session: session.map(Into::into),
         routers: node.routers(),
-        // Whoever needs them waits for them then.
-        indexes: Some(hinted.map(|hints| hints.indexes).boxed().shared()),
+        // Whoever needs them waits for them then, so a node that could find nobody by them has none.
+        indexes: node.finds_peers().then(|| hinted.map(|hints| hints.indexes).boxed().shared()),
         gateways: gateways.into(),
     };
     Ok(Places { blocks, upstream: None, peers })
