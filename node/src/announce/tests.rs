@@ -24,6 +24,20 @@ async fn network(bootstrap: Vec<crate::network::Multiaddr>) -> Network {
     Network::start(config, Keypair::generate_ed25519(), BlockSource::empty()).await.unwrap()
 }
 
+/// The record of a path that is published here.
+pub(super) fn published(path: &StorePath, nar_hash: NarHash, added_unix: u64) -> PathRecord {
+    PathRecord {
+        store_path: path.clone(),
+        narinfo: bytes::Bytes::new(),
+        nar_hash,
+        published: true,
+        pinned: true,
+        mirror: None,
+        added_unix,
+        keep: Keep::Copy,
+    }
+}
+
 /// A node that announces.
 struct Announcer {
     node: Node,
@@ -73,16 +87,7 @@ impl Announcer {
         let lease = self.node.store().lease();
         lease.put(&root).unwrap();
         let nar = NarRecord { nar_hash, nar_size: 100, roots: vec![("unknown".to_owned(), *root.cid())] };
-        let record = PathRecord {
-            store_path: path.clone(),
-            narinfo: bytes::Bytes::new(),
-            nar_hash,
-            published: true,
-            pinned: true,
-            mirror: None,
-            added_unix: number.into(),
-            keep: Keep::Copy,
-        };
+        let record = published(&path, nar_hash, number.into());
         lease.commit(vec![Op::PutNar(nar), Op::PutPath(record)]).unwrap();
         self.node.stored(Some(*root.cid())).await;
         (path, *root.cid())

@@ -1,6 +1,7 @@
 use super::*;
 use crate::announce::may_be_told;
-use crate::store::{GcOptions, Keep, NarRecord, Op, PathRecord, Store};
+use crate::announce::tests::published;
+use crate::store::{GcOptions, NarRecord, Op, PathRecord, Store};
 use nipfs_proto::block::{Digest, RAW};
 use nipfs_proto::dag::codec::Node;
 use nipfs_proto::dag::unixfs::{Entity, Lookup};
@@ -29,18 +30,7 @@ fn publish(cache: &Cache, paths: &[StorePath], nar: &'static [u8]) -> Cid {
     let record = NarRecord { nar_hash, nar_size, roots: vec![("unknown".to_owned(), *block.cid())] };
     let lease = cache.store().lease();
     lease.put(&block).unwrap();
-    let put = |path: &StorePath| {
-        Op::PutPath(PathRecord {
-            store_path: path.clone(),
-            narinfo: bytes::Bytes::new(),
-            nar_hash,
-            published: true,
-            pinned: true,
-            mirror: None,
-            added_unix: 1,
-            keep: Keep::Copy,
-        })
-    };
+    let put = |path| Op::PutPath(published(path, nar_hash, 1));
     lease.commit([Op::PutNar(record)].into_iter().chain(paths.iter().map(put)).collect()).unwrap();
     *block.cid()
 }
