@@ -24,7 +24,7 @@ const MIN_COST: u32 = BYTES_AHEAD / 64;
 /// Paths in work, and those that are next.
 const PATHS_AHEAD: usize = 2 * 64;
 
-/// Paths that share a lease: one each would cost more memory than all else that is kept of them.
+/// Paths that share a lease: one each took 200 bytes and more a path.
 const TOGETHER: usize = 256;
 
 /// Whether a NAR is got ahead of its turn.

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes that wait before they are written.
 const MAX_WAITING: usize = 256 << 10;
+/// Bytes of all texts: 4 KiB for each path of the largest closure.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Where a text lies.
 #[derive(Debug, Clone, Copy)]
@@ -18,9 +20,6 @@ pub(super) struct Place {
     at: u64,
     length: usize,
 }
-
-/// Bytes of all texts: a closure as large as may be has a quarter of it.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// The texts.
 #[derive(Debug)]
